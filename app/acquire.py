@@ -1,0 +1,208 @@
+"""Acquire: a request -> an artifact that is verified for this run, found in the store or compiled into it."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import dependencies, lookup
+from .compiler import Compiled, compile_in_worker
+from .config import BATCH
+from .context import Context
+from .errors import EagerAskedError, MissError, StoreError, VerifyError
+from .keys import Key, request_key
+from .lookup import Found, NotFound
+from .record import CacheInfo, KeyInfo, Memory
+from .store import LockTimeout, Store
+from .verdict import Case, plan, refusal, summarise
+
+if TYPE_CHECKING:
+    from .runtime.model import CompiledModel
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def opened(context: Context) -> Iterator[Store]:
+    """The configured store, or with `cache=off` one that lasts as long as the run.
+
+    Raises:
+        StoreError: it can't be written, and `cache.readonly` doesn't say so.
+    """
+    cache = context.settings.cache
+    if cache.dir is not None:
+        with Store(Path(cache.dir).expanduser(), readonly=cache.readonly) as store:
+            yield store
+        return
+    with tempfile.TemporaryDirectory(prefix="app-") as folder, Store(Path(folder) / "store") as store:
+        yield store
+
+
+def acquire(context: Context, store: Store) -> Found:
+    """Find the artifact, or do what `cache.on_miss` says; then see that it is verified for this run.
+
+    Raises:
+        AppError: of the stage that failed.
+    """
+    record, phases = context.record, context.phases
+    with phases("key"):
+        request = request_key(context.settings, context.device)
+        named = dependencies.named_files(context.settings)
+    record.key = KeyInfo(request.digest, None, dict(request.factors))
+    with phases("lookup"):
+        found = lookup.find(store, request, named)
+    reasons = found.reasons if isinstance(found, NotFound) else []
+    if isinstance(found, NotFound):
+        record.cache = CacheInfo("miss" if context.settings.cache.dir else "off", reasons)
+        logger.info("miss: %s", "; ".join(reasons))
+        found = _on_miss(context, store, request, named, reasons)
+    manifest = found.artifact.manifest
+    outcome = found.outcome if context.settings.cache.dir else "off"
+    record.cache = CacheInfo(outcome, reasons, manifest.provenance["seconds"] if "hit" in outcome else None)
+    record.key = replace(record.key, object=manifest.digest)
+    record.artifact_dir = str(found.artifact.path)
+    record.memory = Memory(artifact_bytes=found.size_bytes)
+    _check_verified(context, store, found)
+    if not store.readonly:
+        store.used("objects", manifest.digest)
+    return found
+
+
+def load(context: Context, found: Found) -> CompiledModel:
+    """Load an artifact into this process.
+
+    Raises:
+        LoadError: it doesn't load here.
+    """
+    context.import_torch()
+    from .runtime.model import load as load_model
+
+    with context.phases("load"):
+        weights = found.weights.path if found.weights else None
+        return load_model(found.artifact.path, found.artifact.manifest.content, context.device, weights=weights)
+
+
+def _on_miss(
+    context: Context, store: Store, request: Key, named: dict[str, Path], reasons: Sequence[str]
+) -> Found:
+    cache, why = context.settings.cache, "; ".join(reasons)
+    if cache.on_miss == "fail":
+        raise MissError(f"cache.on_miss=fail, and it is a miss: {why}")
+    if cache.on_miss == "eager":
+        raise EagerAskedError(f"cache.on_miss=eager, and it is a miss: {why}")
+    if store.readonly:
+        raise StoreError(f"the cache is read-only, and it is a miss: {why}")
+    try:
+        with store.lock("requests", request.digest, cache.lock_timeout_s):
+            # another process may have compiled it while this one waited for the lock
+            again = lookup.find(store, request, named)
+            return again if isinstance(again, Found) else _compile(context, store, request)
+    except LockTimeout as error:
+        context.warn(f"{error.message}; compiling privately")
+        return _compile(context, store, request)
+
+
+def _compile(context: Context, store: Store, request: Key) -> Found:
+    phases = context.phases
+    before = sum(phases.seconds.values())
+    with store.staging() as staging, phases("worker"):
+        made = compile_in_worker(
+            context.settings,
+            request,
+            context.device,
+            staging=staging,
+            store=store.root,
+            scratch=store.scratch,
+            log=context.folder / "compile.log",
+            on_phase=phases.switch,
+        )
+        phases.switch("publish")
+        _publish(context, store, request, made, sum(phases.seconds.values()) - before)
+        found = lookup.open_objects(store, made.object, made.weights, made.outcome)
+    if isinstance(found, NotFound):
+        raise StoreError(f"what was just published can't be read: {found.reasons[0]}")
+    return found
+
+
+def _publish(context: Context, store: Store, request: Key, made: Compiled, seconds: float) -> None:
+    entry = {"object": made.object, "weights": made.weights, "dependencies": made.dependencies}
+    if made.weights_folder is not None:
+        assert made.weights is not None
+        store.publish(
+            "weights",
+            made.weights,
+            made.weights_folder,
+            factors={},
+            content={},
+            verified={},
+            provenance={"model": context.settings.model.name},
+            requests=[],
+        )
+    if made.artifact is not None:
+        store.publish(
+            "objects",
+            made.object,
+            made.artifact,
+            factors=dict(made.factors),
+            content=dict(made.content),
+            verified={
+                "weights": made.weights,
+                "cases": made.cases,
+                "multiple": context.settings.verify.multiple,
+                "floor": context.settings.precision.floor,
+            },
+            provenance={**made.provenance, "model": context.settings.model.name, "seconds": seconds},
+            requests=[{"request": request.digest, "entry": entry}],
+        )
+    elif made.cases:
+        store.note(_note(made.object, made.weights), made.cases)
+    lookup.remember(store, request, entry, context.settings.model.name)
+
+
+def _check_verified(context: Context, store: Store, found: Found) -> None:
+    """Judge the recorded figures by this run's tolerances, and verify the batch sizes that they lack."""
+    settings, manifest = context.settings, found.artifact.manifest
+    weights = found.weights.digest if found.weights else None
+    recorded = list(store.noted(_note(manifest.digest, weights)) or [])
+    if manifest.verified["weights"] == weights:
+        recorded += manifest.verified["cases"]
+    cases = {(case.batch, case.seed): case for case in map(Case.from_json, recorded)}
+    wanted = plan(settings.graphs.batch_sizes, settings.verify.seeds, manifest.content["spec"]["dims"].get(BATCH))
+    missing = [pair for pair in wanted if pair not in cases]
+    if missing:
+        model = load(context, found)
+        judge = context.judge
+        with context.phases("verify"):
+            cases |= {(size, seed): judge.case(model, size, seed) for size, seed in missing}
+    demand(context, store, found, list(cases.values()))
+    if missing and not store.readonly:
+        store.note(_note(manifest.digest, weights), [case.to_json() for case in cases.values()])
+
+
+def demand(context: Context, store: Store, found: Found, cases: Sequence[Case]) -> None:
+    """Put the figures into the record, and refuse the artifact where one fails.
+
+    An artifact that fails even the tolerances it was published under is quarantined.
+
+    Raises:
+        VerifyError: a case fails.
+    """
+    multiple, floor = context.settings.verify.multiple, context.settings.precision.floor
+    context.cases += cases
+    context.record.verify = summarise(context.cases, multiple, floor)
+    why = refusal(cases, multiple, floor)
+    if why is None:
+        return
+    manifest = found.artifact.manifest
+    if refusal(cases, manifest.verified["multiple"], manifest.verified["floor"]) and not store.readonly:
+        store.quarantine("objects", manifest.digest, f"verification: {why}")
+    raise VerifyError(why)
+
+
+def _note(digest: str, weights: str | None) -> str:
+    return f"verified/{digest}/{weights or 'frozen'}"

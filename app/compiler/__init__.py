@@ -1,0 +1,211 @@
+"""Export and lower in a worker process that can be timed out and killed; this is the parent's side."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .. import errors
+from ..config import Settings
+from ..environment import compiler, torch_version
+from ..errors import AppError, CompileError
+from ..keys import Key, digest
+from .worker import ARTIFACT, WEIGHTS_FOLDER
+
+# Everything else in the caller's environment can't reach the generated code. Where things are, and nothing that
+# Inductor reads as an option.
+ALLOWED_ENVIRONMENT = (
+    "PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "CXX", "CPATH", "LIBRARY_PATH", "LD_LIBRARY_PATH",
+    "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "HF_HOME", "COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START",
+)  # fmt: skip
+
+_BOOTSTRAP = """
+import importlib, json, sys
+boot = json.loads(sys.stdin.readline())
+sys.path[:] = boot["path"]
+importlib.import_module(boot["module"]).main()
+"""
+_LAST_LINES = 12
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a worker made, still in its staging folder.
+
+    Attributes:
+        outcome: `miss` (compiled), or `graph-hit` (the store had the same program's object already).
+        object: The object's digest.
+        factors: What the digest was made of.
+        content: The manifest's content.
+        dependencies: The files the model was built from.
+        cases: The verification's figures.
+        weights: The digest of external weights, or None.
+        provenance: The compiler that was used.
+        artifact: The folder with the new artifact's files, or None after a graph hit.
+        weights_folder: The folder with external weights, or None.
+    """
+
+    outcome: str
+    object: str
+    factors: Mapping[str, Any]
+    content: Mapping[str, Any]
+    dependencies: list[list[Any]]
+    cases: list[dict[str, Any]]
+    weights: str | None
+    provenance: Mapping[str, Any]
+    artifact: Path | None
+    weights_folder: Path | None
+
+
+def compile_in_worker(
+    settings: Settings,
+    request: Key,
+    device: str,
+    *,
+    staging: Path,
+    store: Path | None,
+    scratch: Path | None,
+    log: Path,
+    on_phase: Callable[[str], None],
+) -> Compiled:
+    """Build, export, compile and verify in a worker process.
+
+    Args:
+        settings: The run's settings.
+        request: The request's key.
+        device: `cpu` or `cuda:N`.
+        staging: An empty folder on the store's file system, for what the worker makes.
+        store: The store to look for the same program in, or None.
+        scratch: Where what compilers probe about this machine is kept between runs, or None.
+        log: The file that gets everything the worker and the compiler print.
+        on_phase: Called with the name of each phase as it begins.
+
+    Raises:
+        AppError: as the worker raised it; CompileError where it crashed, was killed, or outlasted
+            `compile.timeout_s`.
+    """
+    private = staging / "inductor"
+    warm = scratch / digest([torch_version()["version"], compiler()])[:16] if scratch is not None else None
+    if warm is not None and warm.is_dir():
+        shutil.copytree(warm, private)
+    message = {
+        "settings": dataclasses.asdict(settings),
+        "factors": request.factors,
+        "device": device,
+        "staging": str(staging),
+        "store": str(store) if store is not None else None,
+        "debug": settings.debug,
+    }
+    environment = {name: os.environ[name] for name in ALLOWED_ENVIRONMENT if name in os.environ}
+    environment |= {"TORCHINDUCTOR_CACHE_DIR": str(private), "PYTHONDONTWRITEBYTECODE": "1"}
+    result = _Worker(message, environment, log, on_phase).run(settings.compile.timeout_s)
+    if warm is not None and not warm.exists():
+        _keep_probes(private, warm)
+    made = {"artifact": staging / ARTIFACT, "weights_folder": staging / WEIGHTS_FOLDER}
+    folders = {name: path if path.is_dir() else None for name, path in made.items()}
+    return Compiled(**{"provenance": {}, **result}, **folders)
+
+
+def _keep_probes(private: Path, warm: Path) -> None:
+    """Keep what Inductor found out about compiler and processor (some 15 s), from a finished worker only.
+
+    A worker that is killed leaves half-written probes, and Inductor takes a broken probe for a missing instruction
+    set: so no two workers ever share a folder, and only a whole one is renamed into place.
+    """
+    with contextlib.suppress(OSError):  # it only saves time
+        warm.parent.mkdir(parents=True, exist_ok=True)
+        private.rename(warm)
+
+
+class _Worker:
+    """One worker process: its events, its time limit, and the words for its end."""
+
+    def __init__(
+        self, message: dict[str, Any], environment: dict[str, str], log: Path, on_phase: Callable[[str], None]
+    ) -> None:
+        self._message, self._environment, self._log, self._on_phase = message, environment, log, on_phase
+        self._phase = "start"
+
+    def run(self, timeout_s: float) -> dict[str, Any]:
+        reading, writing = os.pipe()
+        with self._log.open("ab") as log, os.fdopen(reading, "rb", buffering=0) as events:
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _BOOTSTRAP],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    env=self._environment,
+                    pass_fds=[writing],
+                    start_new_session=True,  # a process group of its own, killed as one
+                )
+            finally:
+                os.close(writing)
+            try:
+                self._say(process, writing)
+                return self._listen(process, events, time.monotonic() + timeout_s, timeout_s)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                if process.stdin is not None:
+                    with contextlib.suppress(OSError):
+                        process.stdin.close()
+                process.wait()
+
+    def _say(self, process: subprocess.Popen[bytes], events: int) -> None:
+        boot = {"path": sys.path, "module": f"{__package__}.worker"}
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died at once: its end is told below
+            process.stdin.write(f"{json.dumps(boot)}\n{json.dumps({**self._message, 'events': events})}\n".encode())
+            process.stdin.flush()
+
+    def _listen(
+        self, process: subprocess.Popen[bytes], events: BinaryIO, deadline: float, timeout_s: float
+    ) -> dict[str, Any]:
+        pending = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(events, selectors.EVENT_READ)
+            while True:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise CompileError(f"stopped in its {self._phase} phase after compile.timeout_s={timeout_s:g}")
+                chunk = events.read(1 << 16)
+                if not chunk:
+                    raise self._died(process)
+                *lines, pending = (pending + chunk).split(b"\n")
+                for event in map(json.loads, lines):
+                    if event["event"] == "done":
+                        result: dict[str, Any] = event["result"]
+                        return result
+                    if event["event"] == "error":
+                        kind = getattr(errors, event["type"], CompileError)
+                        raise kind(event["message"])
+                    self._phase = event["name"]
+                    self._on_phase(self._phase)
+
+    def _died(self, process: subprocess.Popen[bytes]) -> AppError:
+        code = process.wait()
+        how = f"exited with {code}"
+        if code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+            how += " (out of memory?)" if -code == signal.SIGKILL else ""
+        kinds = {kind.stage: kind for kind in (errors.BuildError, errors.ExportError, errors.VerifyError)}
+        kind = kinds.get(self._phase, CompileError)
+        tail = " | ".join(_last_lines(self._log))
+        return kind(f"the compile worker {how} in its {self._phase} phase; its last lines: {tail or '(none)'}")
+
+
+def _last_lines(log: Path) -> list[str]:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return [line.strip() for line in lines if line.strip()][-_LAST_LINES:]

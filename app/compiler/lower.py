@@ -1,0 +1,140 @@
+"""Lower: an exported program -> a shared library, by AOTInductor and the C++ compiler."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..environment import compiler
+from ..errors import CompileError, ConfigError
+from ..runtime.aoti import constant_names
+from ..runtime.model import LIBRARY, WEIGHTS
+from .export import Exported
+
+
+def check_compiler() -> str:
+    """The C++ compiler's version line.
+
+    Raises:
+        CompileError: there is none; the message names what was tried.
+    """
+    command = compiler()
+    asked = f"CXX={os.environ['CXX']}" if os.environ.get("CXX") else command
+    try:
+        done = subprocess.run(
+            [*shlex.split(command), "--version"], capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CompileError(f"no C++ compiler: {asked} does not run; install g++ or set CXX to one") from error
+    return done.stdout.partition("\n")[0].strip()
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an option that this torch's Inductor doesn't have."""
+    import torch._inductor
+
+    known = torch._inductor.list_options()  # noqa: SLF001 - public by its documentation, not by its name
+    for name in options:
+        if name not in known:
+            near = [other for other in known if name.rpartition(".")[2] in other][:5]
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise ConfigError(f"mode.inductor.{name} is not an option of torch {torch.__version__}'s Inductor{hint}")
+
+
+def lower(exported: Exported, options: Mapping[str, Any], folder: Path, scratch: Path) -> None:
+    """Compile into `folder`: the library, and on a GPU its kernels.
+
+    Raises:
+        CompileError: Inductor or the compiler fails.
+    """
+    import torch._inductor
+
+    program = exported.program
+    external = not options["freezing"]
+    args, kwargs = program.example_inputs or ((), {})
+    scratch.mkdir(parents=True, exist_ok=True)
+    configs = {
+        **options,
+        "aot_inductor.package": True,  # no absolute path in the library
+        "aot_inductor.output_path": str(scratch),
+        "aot_inductor.package_constants_in_so": not external,
+    }
+    try:
+        module = program.module(check_guards=False)
+        files = torch._inductor.aot_compile(module, args, kwargs, options=configs)  # noqa: SLF001
+    except Exception as error:  # Inductor raises whatever its passes raise
+        raise CompileError(_cause(error)) from error
+    assert isinstance(files, list), "with aot_inductor.package a list of files comes back"
+    for file in (Path(name) for name in files if isinstance(name, str)):
+        if file.suffix == ".so":
+            shutil.copyfile(file, folder / LIBRARY)
+        elif file.suffix in {".cubin", ".hsaco", ".spv"}:
+            shutil.copyfile(file, folder / file.name)
+    if not (folder / LIBRARY).exists():
+        raise CompileError("Inductor gave no shared library")
+
+
+def _cause(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower()] or lines
+    return f"{type(error).__name__}: {telling[0] if telling else ''}"[:500]
+
+
+def save_weights(exported: Exported, library: Path, device: str, folder: Path) -> dict[str, Any]:
+    """Write all weights of the program into `folder`, tied ones once: any artifact of the same weights can use them.
+
+    Returns:
+        For each constant that the library borrows: the tensor's name in the file, and its strides where they matter.
+
+    Raises:
+        CompileError: the library asks for a constant that the program doesn't have.
+    """
+    from safetensors.torch import save_file
+
+    weights = exported.weights()
+    first: dict[tuple[Any, ...], str] = {}
+    stored_as = {name: first.setdefault(_alias(tensor), name) for name, tensor in sorted(weights.items())}
+    save_file({name: weights[name].contiguous().cpu() for name in set(stored_as.values())}, folder / WEIGHTS)
+    constants: dict[str, Any] = {}
+    for constant, fqn in sorted(constant_names(library, device).items()):
+        if fqn not in weights:
+            raise CompileError(f"the library asks for the constant {fqn}, which the program doesn't have")
+        stride = None if weights[fqn].is_contiguous() else list(weights[fqn].stride())
+        constants[constant] = {"stored": stored_as[fqn], "stride": stride}
+    return constants
+
+
+def weights_content(exported: Exported) -> dict[str, Any]:
+    """Digest of names, metadata and bytes of all weights: a factor where they are baked in."""
+    import hashlib
+
+    total = hashlib.sha256(str(weights_meta(exported)).encode())
+    for _, tensor in sorted(exported.weights().items()):
+        total.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return {"sha256": total.hexdigest()}
+
+
+def weights_meta(exported: Exported) -> dict[str, Any]:
+    """Names, dtypes, shapes, strides and aliasing: all that code with external weights depends on."""
+    first: dict[tuple[Any, ...], str] = {}
+    meta: dict[str, Any] = {}
+    for name, tensor in sorted(exported.weights().items()):
+        meta[name] = [
+            str(tensor.dtype),
+            list(tensor.shape),
+            list(tensor.stride()),
+            first.setdefault(_alias(tensor), name),
+        ]
+    return {"meta": meta}
+
+
+def _alias(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are one and the same memory."""
+    return (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.numel() > 0 or id(tensor))

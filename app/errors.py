@@ -1,0 +1,89 @@
+"""AppError and one subclass for each stage that can fail; each knows its stage and its exit code."""
+
+from __future__ import annotations
+
+
+class AppError(Exception):
+    """A failure with a cause that a user can act on.
+
+    Attributes:
+        stage: The phase of the run that failed, as it stands in the record.
+        exit_code: What `python -m app` exits with.
+    """
+
+    stage = "run"
+    exit_code = 1
+
+    @property
+    def message(self) -> str:
+        """The cause in one paragraph, without the stage."""
+        return str(self.args[0]) if self.args else type(self).__name__
+
+
+class ConfigError(AppError):
+    """A value in the config that can't be right, with the valid choices in the message."""
+
+    stage = "config"
+    exit_code = 2
+
+
+class OutputError(AppError):
+    """The run's own output can't be written."""
+
+    stage = "output"
+
+
+class BuildError(AppError):
+    """The model can't be built, or its checkpoint doesn't fit, or it rejects its inputs."""
+
+    stage = "build"
+
+
+class ExportError(AppError):
+    """`torch.export` refuses the model."""
+
+    stage = "export"
+
+
+class CompileError(AppError):
+    """The compiler fails, crashes, or outlasts its time limit."""
+
+    stage = "compile"
+
+
+class VerifyError(AppError):
+    """A compiled artifact is further from the truth than it may be."""
+
+    stage = "verify"
+    exit_code = 3
+
+
+class StoreError(AppError):
+    """The artifact store can't be read or written."""
+
+    stage = "store"
+
+
+class LoadError(AppError):
+    """An artifact can't be loaded into this process."""
+
+    stage = "load"
+
+
+class MissError(AppError):
+    """`cache.on_miss=fail`, and it was a miss."""
+
+    stage = "lookup"
+    exit_code = 9
+
+
+class EagerAskedError(AppError):
+    """`cache.on_miss=eager`, and it was a miss: what the config asks for, so no policy turns it into a failure."""
+
+    stage = "lookup"
+
+
+class InputError(AppError, ValueError):
+    """A call's input doesn't match the artifact's input spec; the message names the input."""
+
+    stage = "call"

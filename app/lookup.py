@@ -1,0 +1,86 @@
+"""Lookup: a request -> the stored artifact that answers it, or the reasons why none does. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import dependencies
+from .keys import Key
+from .store import Artifact, Corrupt, Hit, Miss, Store
+
+_RECENT = "recent"
+
+
+@dataclass(frozen=True)
+class Found:
+    """An artifact, with the weights it runs on where they are external."""
+
+    outcome: str
+    artifact: Artifact
+    weights: Artifact | None
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the artifact and its external weights."""
+        return self.artifact.size_bytes + (self.weights.size_bytes if self.weights else 0)
+
+
+@dataclass(frozen=True)
+class NotFound:
+    """Why nothing answers the request."""
+
+    reasons: list[str] = field(default_factory=list)
+
+
+def find(store: Store, request: Key, named: dict[str, Path]) -> Found | NotFound:
+    """The first recorded set of dependencies whose files are all unchanged names the object."""
+    reasons = []
+    for entry in store.entries(request.digest):
+        try:
+            changed = dependencies.changed(entry["dependencies"], named)
+            if changed is None:
+                found = open_objects(store, entry["object"], entry["weights"], "direct-hit")
+                if isinstance(found, Found):
+                    return found
+                changed = found.reasons[0]
+        except (KeyError, TypeError, ValueError):
+            changed = "an entry of the index is malformed"
+        reasons.append(changed)
+    return NotFound(reasons or _explain(store, request))
+
+
+def open_objects(store: Store, digest: str, weights: str | None, outcome: str) -> Found | NotFound:
+    """Read an artifact and its weights, every byte checked."""
+    opened: list[Artifact | None] = []
+    for kind, name in (("objects", digest), ("weights", weights)):
+        if name is None:
+            opened.append(None)
+            continue
+        match store.read(kind, name):
+            case Hit(artifact):
+                opened.append(artifact)
+            case Miss(reason):
+                return NotFound([f"the artifact is gone: {reason}"])
+            case Corrupt(_, reason):
+                return NotFound([f"the artifact was damaged and is quarantined: {reason}"])
+    artifact, weights_artifact = opened
+    assert artifact is not None
+    return Found(outcome, artifact, weights_artifact)
+
+
+def remember(store: Store, request: Key, entry: Mapping[str, Any], model: str) -> None:
+    """Write a direct entry, and the request among the recent ones, which explain later misses."""
+    store.remember(request.digest, dict(entry))
+    store.remember(_RECENT, {"model": model, "factors": dict(request.factors)})
+
+
+def _explain(store: Store, request: Key) -> list[str]:
+    """What differs from the nearest recent request."""
+    recent = [(request.diff(entry["factors"]), entry["model"]) for entry in store.entries(_RECENT)]
+    if not recent:
+        return ["the cache is empty"]
+    differences, model = min(recent, key=lambda item: len(item[0]))
+    return [f"{line} (nearest: {model})" for line in differences] or ["the entry was dropped"]

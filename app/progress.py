@@ -1,0 +1,77 @@
+"""Phases: how long each part of a run takes, shown while it works."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+class Phases:
+    """Seconds by phase, and the line that says which one is running.
+
+    On a terminal it is one live line; elsewhere each phase prints a plain line as it begins.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.seconds: dict[str, float] = {}
+        self._console = console
+        self._current: str | None = None
+        self.last: str | None = None
+        self._since = self._began = time.perf_counter()
+        self._live: Progress | None = None
+        if console.is_terminal:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            self._live = Progress(*columns, console=console, transient=True)
+            self._task = self._live.add_task("starting", total=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        self._hide()
+
+    @contextmanager
+    def __call__(self, name: str, *, still: str | None = None) -> Iterator[None]:
+        """Time a phase; one inside another takes over until it ends.
+
+        Args:
+            name: The phase, as it stands in the record.
+            still: Nothing may run beside this phase, not even the live line: this plain one stands for it.
+        """
+        outer = self._current
+        self.switch(name, still=still)
+        try:
+            yield
+        finally:
+            self._close()
+            if outer is not None:
+                self.switch(outer, quiet=True)
+
+    def switch(self, name: str, *, still: str | None = None, quiet: bool = False) -> None:
+        """End the current phase and begin another."""
+        self._close()
+        self._current, self._since = name, time.perf_counter()
+        if self._live is not None and still is None:
+            self._live.start()
+            self._live.reset(self._task, description=name)
+            return
+        self._hide()
+        if not quiet:
+            began = time.perf_counter() - self._began
+            self._console.print(f"[{began:7.1f} s] {still or name}", markup=False, highlight=False)
+
+    def _close(self) -> None:
+        if self._current is not None:
+            spent = time.perf_counter() - self._since
+            self.seconds[self._current] = self.seconds.get(self._current, 0.0) + spent
+            self.last, self._current = self._current, None
+
+    def _hide(self) -> None:
+        if self._live is not None:
+            self._live.stop()

@@ -1,0 +1,1 @@
+"""Records as people read them: on the terminal, in tables, on a page."""

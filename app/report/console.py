@@ -1,0 +1,204 @@
+"""What the terminal shows at the end of a run: one table, and under it what else a reader must know."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from rich.console import Console
+
+    from ..record import CacheInfo, Record, VerifyInfo
+
+PERCENTILES = ("p50", "p90", "p99")
+# Which percentiles, and whether the speed-up's interval, from rich to poor: the first that fits is shown.
+LAYOUTS = ((PERCENTILES, True), (PERCENTILES, False), (("p50", "p99"), False), (("p50",), False))
+SHORTEST_PHASE_S = 1e-3
+STYLES = {"failed": "bold red", "fallback": "yellow", "warning": "yellow"}
+LABEL_WIDTH = 10
+NARROWEST = 40
+SEPARATOR = " · "
+# `textwrap` leaves a number and its unit together with it; it is printed as a plain space.
+NBSP = "\N{NO-BREAK SPACE}"
+
+
+def render(record: Record, console: Console) -> None:
+    """Print the run's figures, or, when it failed, only the stage and the reason."""
+    if record.status == "failed":
+        error = record.error
+        reason = f"at {error.stage}: {error.message}" if error else "for an unknown reason"
+        _print_note(console, "failed", reason)
+        return
+    unit = "latency in ms" if record.latency_ms else None
+    title = (record.model, record.mode, record.precision, record.device, unit)
+    _print_line(console, Text(SEPARATOR.join(part for part in title if part), style="bold"))
+    if record.latency_ms:
+        console.print()
+        console.print(_fitting_table(record, console))
+    console.print()
+    for label, text in _notes(record):
+        _print_note(console, label, text)
+
+
+def figure(value: float | None) -> str:
+    """Three significant digits, without an exponent; `-` for a figure that there isn't."""
+    if value is None:
+        return "-"
+    rounded = float(f"{value:.3g}")
+    decimals = 2 - math.floor(math.log10(abs(rounded))) if rounded else 0
+    return f"{rounded:,.{max(0, decimals)}f}"
+
+
+def _fitting_table(record: Record, console: Console) -> Table:
+    unbounded = console.options.update_width(1000)
+    for percentiles, with_interval in LAYOUTS:
+        table = _table(_columns(record, percentiles, with_interval))
+        if console.measure(table, options=unbounded).maximum <= console.width:
+            break
+    return table
+
+
+def _table(columns: list[list[str]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for header, *_ in columns:
+        table.add_column(header, no_wrap=True)
+    for row in zip(*(cells for _, *cells in columns), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def _columns(record: Record, percentiles: tuple[str, ...], with_interval: bool) -> list[list[str]]:
+    """Header and cells of every column; each runner's percentiles share one."""
+    latencies = record.latency_ms or {}
+    runners = sorted(name for name in latencies if name.startswith("eager"))
+    if record.rung != "eager":
+        runners += [name for name in latencies if name not in runners]
+    batches = sorted({batch for name in runners for batch in latencies[name]}, key=int)
+
+    columns = [_column("", [["batch"], *([batch] for batch in batches)])]
+    for name in runners:
+        # Eager in another precision stands there to have its median compared; more would crowd the table.
+        shown = percentiles[:1] if name.startswith("eager_") else percentiles
+        cells = [
+            [figure(getattr(latencies[name].get(batch), each, None)) for each in shown] for batch in batches
+        ]
+        columns.append(_column(name.replace("_", " "), [list(shown), *cells]))
+    if record.speedup and record.rung != "eager":
+        speedups = [[_speedup(record, batch, with_interval)] for batch in batches]
+        columns.append(_column("", [["speed-up"], *speedups]))
+    if record.throughput_per_s:
+        rates = [[figure(record.throughput_per_s.get(batch))] for batch in batches]
+        columns.append(_column("inferences", [["a second"], *rates]))
+    return columns
+
+
+def _column(title: str, rows: list[list[str]]) -> list[str]:
+    """The rows' cells, aligned and joined: several columns under one title, which rich can't say."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [" ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    width = max(len(title), len(lines[0]))
+    header, *cells = [line.rjust(width) for line in lines]
+    return [f"{title.center(width)}\n{header}", *cells]
+
+
+def _speedup(record: Record, batch: str, with_interval: bool) -> str:
+    ratio = (record.speedup or {}).get(batch)
+    if ratio is None:
+        return "-"
+    interval = (record.speedup_interval or {}).get(batch) if with_interval else None
+    return f"{figure(ratio)}x" + (f" ({'-'.join(map(figure, interval))})" if interval else "")
+
+
+def _notes(record: Record) -> Iterator[tuple[str, str]]:
+    """Label and text of every line under the table."""
+    if record.rung:
+        yield "rung", _rungs(record.rung, record.rungs or {})
+    for step in record.fallbacks:
+        yield "fallback", f"{step.from_} -> {step.to} at {step.stage}: {step.reason}"
+    same = [
+        f"{figure(ratio)}x (batch {batch})"
+        for batch, ratio in (record.speedup_same_precision or {}).items()
+        if ratio
+    ]
+    if same:
+        yield "speed-up", f"against eager in {record.precision}: {_listed(same)}"
+    if record.verify:
+        yield "verify", _verdict(record.verify)
+    phases = [
+        f"{name.replace('_', ' ')} {_duration(spent)}"
+        for name, spent in record.phases_s.items()
+        if spent > SHORTEST_PHASE_S
+    ]
+    if phases:
+        yield "time", _listed(phases)
+    if record.cache:
+        yield "cache", _outcome(record.cache)
+    for warning in record.warnings:
+        yield "warning", warning
+    if record.run_dir:
+        yield "record", str(Path(record.run_dir) / "record.json")
+
+
+def _rungs(best: str, rungs: Mapping[str, str]) -> str:
+    batches: dict[str, list[str]] = {}
+    for batch, rung in rungs.items():
+        batches.setdefault(rung, []).append(batch)
+    if batches.keys() <= {best}:
+        return best
+    return _listed([f"{rung} (batch {', '.join(at)})" for rung, at in batches.items()])
+
+
+def _verdict(verify: VerifyInfo) -> str:
+    num_failed = sum(not case.passed for case in verify.cases)
+    cases = f"{len(verify.cases)} case{'' if len(verify.cases) == 1 else 's'}"
+    text = f"{'passed' if verify.passed else 'failed'}: {f'{num_failed} of ' if num_failed else ''}{cases}"
+    if not verify.cases:
+        return text
+    worst = max(
+        verify.cases, key=lambda case: (not case.passed, math.inf if case.rel_l2 is None else case.rel_l2)
+    )
+    distance = "not finite" if worst.rel_l2 is None else f"{worst.rel_l2:.1e}"
+    own = "" if worst.eager_rel_l2 is None else f", eager's own {worst.eager_rel_l2:.1e}"
+    return f"{text}, worst {distance} against {verify.reference}{own}, limit {worst.limit:.1e}"
+
+
+def _outcome(cache: CacheInfo) -> str:
+    saved = f", saved {_duration(cache.seconds_saved)}" if cache.seconds_saved else ""
+    reasons = f": {'; '.join(cache.miss_reasons)}" if cache.miss_reasons else ""
+    return f"{cache.outcome}{saved}{reasons}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{figure(seconds)} s" if seconds >= 1 else f"{figure(seconds * 1e3)} ms"
+
+
+def _listed(parts: list[str]) -> str:
+    """The parts in a row, broken between lines only after a separator."""
+    return SEPARATOR.join(part.replace(" ", NBSP) for part in parts).replace(" ·", f"{NBSP}·")
+
+
+def _print_note(console: Console, label: str, text: str) -> None:
+    lines = textwrap.fill(
+        re.sub(r"[ \t\r\n]+", " ", Text.from_ansi(text).plain),  # compilers colour their errors
+        max(console.width, NARROWEST),
+        initial_indent=label.ljust(LABEL_WIDTH),
+        subsequent_indent=" " * LABEL_WIDTH,
+        break_on_hyphens=False,
+    )
+    line = Text(lines.replace(NBSP, " "))
+    line.stylize(STYLES.get(label, "cyan"), 0, len(label))
+    _print_line(console, line)
+
+
+def _print_line(console: Console, line: Text) -> None:
+    """Print `line` as it stands: `[batch, 64]` is a shape, not markup, and the terminal may be ASCII only."""
+    line.plain = line.plain.encode(console.encoding, "replace").decode(console.encoding)
+    console.print(line)

@@ -1,0 +1,196 @@
+"""CallSpec: what a compiled program may be called with and what it gives back, checked at every call.
+
+Compiled code checks nothing: a wrong dtype, shape or stride is read as if it were right, and answers garbage.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..errors import InputError, LoadError
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input tensor; `shape` holds ints and names of dynamic dimensions."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    keyword: bool = False
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype itself."""
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
+
+    def __str__(self) -> str:
+        """Like `float32 [batch, 64, 100]`."""
+        return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class CallSpec:
+    """Inputs in the program's order, ranges of their dynamic dimensions, and the structure of the output.
+
+    Attributes:
+        inputs: Every input; all are tensors.
+        dims: Smallest and largest size of each named dimension, both allowed.
+        device: `cpu` or `cuda`; the index is the loader's choice.
+        out_spec: The output's pytree, as `torch.utils._pytree.treespec_dumps` writes it.
+        out_modules: Modules to import so that the output's classes are known to pytree.
+        out_constants: Leaves of the output that are no tensors, by position.
+        out_leaves: How many leaves the output has.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    dims: Mapping[str, tuple[int, int]]
+    device: str
+    out_spec: str
+    out_leaves: int
+    out_modules: tuple[str, ...] = ()
+    out_constants: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CallSpec:
+        """Read it back from a manifest."""
+        return cls(
+            inputs=tuple(InputSpec(**{**item, "shape": tuple(item["shape"])}) for item in data["inputs"]),
+            dims={name: (low, high) for name, (low, high) in data["dims"].items()},
+            device=data["device"],
+            out_spec=data["out_spec"],
+            out_leaves=data["out_leaves"],
+            out_modules=tuple(data["out_modules"]),
+            out_constants=data["out_constants"],
+        )
+
+
+class Boundary:
+    """A CallSpec made ready for calls: binds, checks and copies inputs, and rebuilds the output."""
+
+    def __init__(self, spec: CallSpec, device: str) -> None:
+        self.spec = spec
+        self._positional = [item.name for item in spec.inputs if not item.keyword]
+        self._device = torch.device(device)
+        self._checks = [(item, item.torch_dtype, len(item.shape)) for item in spec.inputs]
+        self._out_spec = _load_treespec(spec)
+        self._constants = {int(position): value for position, value in spec.out_constants.items()}
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """Arguments in the program's order, each named as `forward` names it.
+
+        Raises:
+            InputError: too many, too few, or unknown ones.
+        """
+        if len(args) > len(self._positional):
+            raise InputError(
+                f"{len(args)} positional inputs, expected at most {len(self._positional)}: {self._signature()}"
+            )
+        given = dict(zip(self._positional, args, strict=False))
+        for name, value in kwargs.items():
+            if name in given:
+                raise InputError(f"input {name!r} is given twice: {self._signature()}")
+            given[name] = value
+        names = [item.name for item in self.spec.inputs]
+        for name in given:
+            if name not in names:
+                raise InputError(f"unknown input {name!r}: {self._signature()}")
+        missing = [name for name in names if name not in given]
+        if missing:
+            raise InputError(f"missing input {', '.join(map(repr, missing))}: {self._signature()}")
+        return [given[name] for name in names]
+
+    def _signature(self) -> str:
+        parts = (f"{item.name}: {item}" for item in self.spec.inputs)
+        return f"the compiled model takes ({', '.join(parts)})"
+
+    def check(self, values: Sequence[Any]) -> list[torch.Tensor]:
+        """The inputs as the program was compiled for; strides are copied, anything else that differs is refused.
+
+        Raises:
+            InputError: an input is no plain tensor, or has another dtype, device, rank or size; it names the input.
+        """
+        sizes: dict[str, int] = {}
+        grad = torch.is_grad_enabled()
+        checked = []
+        for value, (spec, dtype, rank) in zip(values, self._checks, strict=True):
+            if type(value) is not torch.Tensor and type(value) is not torch.nn.Parameter:
+                raise InputError(f"input {spec.name!r} is a {type(value).__name__}, expected a tensor {spec}")
+            if value.dtype is not dtype:
+                raise InputError(f"input {spec.name!r} is {_dtype(value)}, expected {spec}")
+            if value.device != self._device:
+                raise InputError(f"input {spec.name!r} is on {value.device}, expected {self._device}")
+            if value.layout is not torch.strided:
+                raise InputError(
+                    f"input {spec.name!r} has the layout {value.layout}, expected a dense tensor"
+                )
+            if grad and value.requires_grad:
+                raise InputError(
+                    f"input {spec.name!r} requires grad, and compiled code can't be differentiated: "
+                    "detach it, or call under torch.inference_mode()"
+                )
+            shape = value.shape
+            if len(shape) != rank:
+                raise InputError(f"input {spec.name!r} has the shape {list(shape)}, expected {spec}")
+            for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
+                self._check_size(spec, axis, size, wanted, sizes)
+            if value.is_conj() or value.is_neg():
+                value = value.resolve_conj().resolve_neg()  # noqa: PLW2901
+            checked.append(value if value.is_contiguous() else value.contiguous())
+        return checked
+
+    def _check_size(
+        self, spec: InputSpec, axis: int, size: int, wanted: int | str, sizes: dict[str, int]
+    ) -> None:
+        if isinstance(wanted, int):
+            if size != wanted:
+                raise InputError(
+                    f"input {spec.name!r} has the size {size} in dimension {axis}, expected {spec}"
+                )
+            return
+        known = sizes.setdefault(wanted, size)
+        if known != size:
+            raise InputError(
+                f"input {spec.name!r} has {wanted}={size}, but an input before it has {wanted}={known}"
+            )
+        low, high = self.spec.dims[wanted]
+        if not low <= size <= high:
+            raise InputError(
+                f"input {spec.name!r} has {wanted}={size}, outside of {low} to {high}, which was compiled; "
+                f"set model.dims.{wanted}.{'min' if size < low else 'max'}"
+            )
+
+    def restore(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """The output in the structure that the module itself gives."""
+        if self._constants:
+            remaining = iter(tensors)
+            leaves = [
+                self._constants[position] if position in self._constants else next(remaining)
+                for position in range(self.spec.out_leaves)
+            ]
+            return pytree.tree_unflatten(leaves, self._out_spec)
+        return pytree.tree_unflatten(list(tensors), self._out_spec)
+
+
+def _dtype(value: torch.Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _load_treespec(spec: CallSpec) -> pytree.TreeSpec:
+    try:
+        for name in spec.out_modules:
+            importlib.import_module(name)
+        return pytree.treespec_loads(spec.out_spec)
+    except (ImportError, ValueError, NotImplementedError, KeyError) as error:
+        raise LoadError(f"the output's classes can't be restored here: {error}") from error

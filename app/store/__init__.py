@@ -1,0 +1,305 @@
+"""The artifact store: objects named by content, and an index of them that can be thrown away.
+
+    objects/ab/<digest>/   artifacts: files and manifest.json, put there by one rename
+    weights/ab/<digest>/   weights, shared by the artifacts that use them
+    index/                 request digests to objects, use counts, notes; on a local disk (SQLite)
+    locks/<level>/ab.lock  never deleted
+    quarantine/<digest>-<n>/{object, reason.txt}
+    tmp/<random>/{files, lock}   what is being written; one whose lock is free was abandoned, and is swept
+    scratch/               for others
+
+A reader trusts only what it has hashed itself; a writer may die at any moment and leaves a store that works.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from ..errors import StoreError
+from .index import Index
+from .locks import LockTimeout, hold
+from .objects import (
+    KINDS,
+    MANIFEST,
+    MANIFEST_SCHEMA,
+    Artifact,
+    Corrupt,
+    FileInfo,
+    Hit,
+    Manifest,
+    Miss,
+    is_digest,
+    look,
+    move_away,
+    place,
+    read_manifest,
+    seal,
+)
+from .staging import stage, staged, sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = [
+    "KINDS",
+    "MANIFEST_SCHEMA",
+    "Artifact",
+    "Corrupt",
+    "FileInfo",
+    "Hit",
+    "LockTimeout",
+    "Manifest",
+    "Miss",
+    "Store",
+]
+
+logger = logging.getLogger(__name__)
+
+MAX_ENTRIES = 16
+LOCK_LEVELS = ("requests", *KINDS)
+# The store's own locks are held while it hashes one object, so this long means a stuck process or disk.
+OWN_LOCK_TIMEOUT_S = 60.0
+
+
+class Store:
+    """The artifacts under `root`.
+
+    With `readonly` nothing on the disk changes: the index is made from the manifests, in memory, and what
+    would publish, quarantine or lock raises `StoreError`. So does every method that the disk or its
+    permissions keep from its promise; an unknown kind or a malformed digest is a `ValueError`.
+    """
+
+    def __init__(self, root: Path, *, readonly: bool = False) -> None:
+        self.root = root.absolute()
+        self.readonly = readonly
+        if not readonly:
+            self._prepare()
+        elif not self.root.is_dir():
+            raise StoreError(f"cache: {self.root} is not a directory; set cache.dir or cache=off")
+        directory = None if readonly else self.root / "index"
+        self._index = Index(directory, self.root / "tmp", self._rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def scratch(self) -> Path:
+        """A directory on the same disk for what is neither an object nor on its way to be one."""
+        return self.root / "scratch"
+
+    def entries(self, request: str) -> list[dict[str, Any]]:
+        """The direct entries of a request, newest first; hints only, for the index may be stale."""
+        return _entries(self._index.get(f"request/{request}"))
+
+    def remember(self, request: str, entry: dict[str, Any]) -> None:
+        """Put a direct entry first among its request's; the oldest beyond 16 are forgotten."""
+        self._index.update(f"request/{request}", lambda known: _newest_first(entry, known))
+
+    def note(self, key: str, value: Any) -> None:
+        """Keep a small JSON value, for as long as the index lives."""
+        self._index.update(f"note/{key}", lambda _: value)
+
+    def noted(self, key: str) -> Any:
+        """What was noted, or None."""
+        return self._index.get(f"note/{key}")
+
+    def used(self, kind: str, digest: str) -> None:
+        """Count one use, now; `noted("used/<kind>/<digest>")` has `count` and `last_used` (Unix time)."""
+
+        def count(known: Any) -> dict[str, Any]:
+            before = known.get("count", 0) if isinstance(known, dict) else 0
+            return {"count": before + 1, "last_used": time.time()}
+
+        self._index.update(f"note/used/{kind}/{digest}", count)
+
+    def rebuild_index(self) -> int:
+        """Make the index again from the manifests; returns the number of direct entries found."""
+        self._index.rebuild()
+        return sum(map(len, self._rows().values()))
+
+    def manifests(self, kind: str = "objects") -> Iterator[Manifest]:
+        """Every readable manifest, oldest first; its object's files are not checked."""
+        for path in sorted(self._directory(kind).glob("??/*/" + MANIFEST), key=_age):
+            with suppress(OSError, ValueError):
+                manifest = read_manifest(path.parent)
+                if (manifest.kind, manifest.digest) == (kind, path.parent.name):
+                    yield manifest
+
+    def read(self, kind: str, digest: str) -> Hit | Miss | Corrupt:
+        """Hash every byte of an object and compare with its manifest; what is wrong is quarantined.
+
+        A malformed digest is a miss, since it comes from the index.
+        """
+        if not is_digest(digest):
+            return Miss(f"{digest!r} is not a digest")
+        path = self._path(kind, digest)
+        found = look(path, kind, digest)
+        if isinstance(found, Corrupt) and not self.readonly:
+            try:
+                with self._commit(digest):
+                    found = look(path, kind, digest)  # another process may have healed it
+                    if isinstance(found, Corrupt):
+                        self._move_away(path, found.reason)
+            except StoreError as error:
+                logger.warning("%s", error)  # a full disk, say: still corrupt, and a publisher will try again
+        return found
+
+    def publish(
+        self,
+        kind: str,
+        digest: str,
+        staging: Path,
+        *,
+        factors: dict[str, Any],
+        content: dict[str, Any],
+        verified: dict[str, Any],
+        provenance: dict[str, Any],
+        requests: list[dict[str, Any]],
+    ) -> Artifact:
+        """Make an object of the files in `staging`, and remember `requests`; `staging` is gone afterwards.
+
+        An object of that name which is there already and reads well is kept and returned instead.
+        """
+        target = self._path(kind, digest)
+        try:
+            blank = Manifest(kind, digest, factors, {}, content, verified, provenance, requests)
+            with self._writing(f"publish {kind}/{digest[:12]}"):
+                artifact = self._commit_object(staging, Artifact(target, seal(staging, blank)))
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        for item in requests:
+            self.remember(item["request"], item["entry"])
+        return artifact
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """An empty directory to fill and publish, private to this process; it is removed on the way out."""
+        with self._writing("stage an object"), self._hold("tmp.lock"):
+            home, lock = stage(self.root / "tmp")
+        with staged(home, lock) as folder:
+            yield folder
+
+    @contextmanager
+    def lock(self, kind: str, digest: str, timeout_s: float) -> Iterator[None]:
+        """Exclude other processes and threads from work on a digest; raises `LockTimeout`.
+
+        `kind` is `requests`, `objects` or `weights`, and locks are nested in that order, at most one of each:
+        then no two processes can wait for each other. A thread may take the lock that it holds again. Digests
+        that share their first two hex digits share a file, and merely wait for each other.
+        """
+        if kind not in LOCK_LEVELS or not is_digest(digest):
+            raise ValueError(f"can't lock {kind}/{digest}: the kinds are {', '.join(LOCK_LEVELS)}")
+        with self._writing("lock"):
+            held = hold(self.root / "locks" / kind / f"{digest[:2]}.lock", timeout_s)
+        with held:
+            yield
+
+    def quarantine(self, kind: str, digest: str, reason: str) -> None:
+        """Move an object out of every reader's sight, whatever its checksums say, if it is there."""
+        path = self._path(kind, digest)
+        with self._commit(digest):
+            if os.path.lexists(path):
+                self._move_away(path, reason)
+
+    def close(self) -> None:
+        """Close the index; the next use opens it again."""
+        self._index.close()
+
+    def _prepare(self) -> None:
+        locks = (f"locks/{level}" for level in (*LOCK_LEVELS, "commit"))
+        try:
+            for name in (*KINDS, *locks, "tmp", "quarantine", "scratch"):
+                _make_private(self.root / name)
+            # Tried, since permission bits don't tell of a read-only mount.
+            tempfile.TemporaryFile(dir=self.root / "tmp").close()
+        except OSError as error:
+            why = f"{error.strerror or error}; set cache.dir or cache=off"
+            raise StoreError(f"cache: {self.root} is not writable: {why}") from error
+        with suppress(StoreError), self._hold("tmp.lock"):
+            sweep(self.root / "tmp")
+
+    def _commit_object(self, staging: Path, artifact: Artifact) -> Artifact:
+        """Under a lock, so that nobody quarantines by an old reading what somebody has just healed."""
+        manifest = artifact.manifest
+        with self._commit(manifest.digest):
+            match look(artifact.path, manifest.kind, manifest.digest):
+                case Hit(existing):
+                    return existing
+                case Corrupt(reason=reason):
+                    self._move_away(artifact.path, reason)
+                case Miss():
+                    pass
+            place(staging, artifact.path)
+        return artifact
+
+    def _move_away(self, path: Path, reason: str) -> None:
+        with self._writing(f"quarantine {path.name[:12]}"):
+            move_away(path, self.root / "quarantine", reason)
+        logger.warning("cache: quarantined %s: %s", path.name[:12], reason)
+
+    def _commit(self, digest: str) -> Any:
+        with self._writing("commit"):
+            return self._hold(f"commit/{digest[:2]}.lock")
+
+    def _hold(self, name: str) -> Any:
+        return hold(self.root / "locks" / name, OWN_LOCK_TIMEOUT_S)
+
+    @contextmanager
+    def _writing(self, action: str) -> Iterator[None]:
+        if self.readonly:
+            raise StoreError(f"cache: can't {action}: {self.root} is opened read-only")
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"cache: can't {action} in {self.root}: {error.strerror or error}") from error
+
+    def _directory(self, kind: str) -> Path:
+        if kind not in KINDS:
+            raise ValueError(f"no kind {kind!r}; the kinds are {', '.join(KINDS)}")
+        return self.root / kind
+
+    def _path(self, kind: str, digest: str) -> Path:
+        if not is_digest(digest):
+            raise ValueError(f"{digest!r} is not a digest")
+        return self._directory(kind) / digest[:2] / digest
+
+    def _rows(self) -> dict[str, Any]:
+        rows: dict[str, Any] = {}
+        for kind in KINDS:
+            for manifest in self.manifests(kind):
+                for item in manifest.requests:
+                    key = f"request/{item['request']}"
+                    rows[key] = _newest_first(item["entry"], rows.get(key))
+        return rows
+
+
+def _newest_first(entry: dict[str, Any], known: Any) -> list[dict[str, Any]]:
+    return [entry, *(other for other in _entries(known) if other != entry)][:MAX_ENTRIES]
+
+
+def _entries(row: Any) -> list[dict[str, Any]]:
+    return [entry for entry in row if isinstance(entry, dict)] if isinstance(row, list) else []
+
+
+def _age(path: Path) -> float:
+    with suppress(OSError):
+        return path.lstat().st_mtime
+    return 0.0
+
+
+def _make_private(path: Path) -> None:
+    """As `mkdir -p`, but the parents too are for their owner alone."""
+    if not path.is_dir():
+        if not path.parent.exists():
+            _make_private(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)

@@ -1,0 +1,292 @@
+"""Objects on disk: a directory of files and the manifest that says what each must be."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import stat
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import count
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from ..errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from io import BufferedReader
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = 1
+KINDS = ("objects", "weights")
+
+# What a damaged tree or disk answers; the rest (permission, too many open files) is the reader's own trouble.
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EIO, errno.EUCLEAN)
+
+
+def is_digest(value: object) -> bool:
+    """Whether it is a SHA-256 in lower-case hex, and so safe as a file name."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a file of this name lies within its object, and is not the manifest itself."""
+    path = PurePosixPath(name)
+    plain = str(path) == name and "\0" not in name
+    return plain and not path.is_absolute() and ".." not in path.parts and name not in {".", MANIFEST}
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What a file must be."""
+
+    sha256: str
+    size_bytes: int
+
+    def __post_init__(self) -> None:
+        if not is_digest(self.sha256):
+            raise ValueError(f"not a sha256: {self.sha256!r}")
+        if type(self.size_bytes) is not int or self.size_bytes < 0:
+            raise ValueError(f"not a size in bytes: {self.size_bytes!r}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an object is, how it came about, and what each of its files must be.
+
+    Attributes:
+        kind: `objects` or `weights`.
+        digest: The object's name.
+        factors: The named factors that the digest was made of.
+        files: Every file by its relative POSIX path.
+        content: What the runtime needs to use it.
+        verified: What was verified before it was published.
+        provenance: When, where and by what it was made; no part of the digest.
+        requests: The direct entries written with it, `{"request": digest, "entry": {...}}`, from which the
+            index can be made again.
+        schema: The version of this format.
+    """
+
+    kind: str
+    digest: str
+    factors: dict[str, Any]
+    files: dict[str, FileInfo]
+    content: dict[str, Any]
+    verified: dict[str, Any]
+    provenance: dict[str, Any]
+    requests: list[dict[str, Any]]
+    schema: int = MANIFEST_SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.schema != MANIFEST_SCHEMA:
+            raise ValueError(f"schema {self.schema!r} is not {MANIFEST_SCHEMA}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r} is none of {', '.join(KINDS)}")
+        if not is_digest(self.digest):
+            raise ValueError(f"not a digest: {self.digest!r}")
+        for name in ("factors", "files", "content", "verified", "provenance"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"{name} is not a mapping")  # noqa: TRY004 - malformed text, not a caller's type
+        if unsafe := [name for name in self.files if not is_safe_name(name)]:
+            raise ValueError(f"unsafe path: {unsafe[0]!r}")
+        if not all(map(_is_request, self.requests)):
+            raise ValueError("a request is not {request, entry}")
+
+    def to_json(self) -> str:
+        """Its text, with a checksum: nothing else covers the manifest's own bytes."""
+        body = json.loads(
+            json.dumps(asdict(self), allow_nan=False)
+        )  # tuples and integer keys as a reader sees them
+        return json.dumps({**body, "checksum": _checksum(body)}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """The manifest of this text; raises `ValueError` on anything malformed."""
+        try:
+            body = json.loads(text)
+            checksum = body.pop("checksum")
+            if set(body) != {field.name for field in fields(cls)}:
+                raise ValueError(f"its fields are {', '.join(sorted(body))}")
+            if checksum != _checksum(body):
+                raise ValueError("its checksum does not match")
+            return cls(**{**body, "files": {name: FileInfo(**info) for name, info in body["files"].items()}})
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"not a manifest: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An object in its place whose every byte was found right."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        """The object's name."""
+        return self.manifest.digest
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of its files, without the manifest."""
+        return sum(info.size_bytes for info in self.manifest.files.values())
+
+    def file(self, name: str) -> Path:
+        """Where the file `name` lies."""
+        if name not in self.manifest.files:
+            raise ValueError(
+                f"no file {name!r} in {self.path}; it has {', '.join(self.manifest.files) or 'none'}"
+            )
+        return self.path / name
+
+
+@dataclass(frozen=True)
+class Hit:
+    """The object is there, and right."""
+
+    artifact: Artifact
+
+
+@dataclass(frozen=True)
+class Miss:
+    """There is no such object."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Corrupt:
+    """The object is there, and wrong; a writable store has moved it to its quarantine."""
+
+    digest: str
+    reason: str
+
+
+def look(path: Path, kind: str, digest: str) -> Hit | Miss | Corrupt:
+    """Check every byte of the object at `path`; raises `StoreError` if this process may not read it."""
+    try:
+        return Hit(_check(path, kind, digest))
+    except (OSError, ValueError) as error:
+        reason = str(error)
+        if isinstance(error, OSError):
+            reason = f"{error.filename or path}: {error.strerror or error}"
+            if error.errno not in DAMAGE:
+                raise StoreError(f"cache: can't read {reason}") from error
+        if not os.path.lexists(path):  # never was, or another process has just moved it away
+            return Miss(f"no {kind}/{digest[:12]}")
+        return Corrupt(digest, reason)
+
+
+def seal(folder: Path, blank: Manifest) -> Manifest:
+    """Make an object of the files in `folder`: hashed, read-only, on the disk, the manifest last of all.
+
+    The manifest is read back from its text, so that the publisher sees what every later reader will.
+    """
+    files = {name: _fingerprint(folder / name, seal=True) for name in sorted(_names_in(folder))}
+    text = replace(blank, files=files).to_json()
+    with open(folder / MANIFEST, "x", opener=lambda name, flags: os.open(name, flags, 0o400)) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        sync(inner)
+    return Manifest.from_json(text)
+
+
+def place(staged: Path, target: Path) -> None:
+    """Commit: the one rename before which the object is not there, and after which it is there whole."""
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    staged.rename(target)
+    sync(target.parent)
+    sync(target.parent.parent)
+
+
+def move_away(path: Path, quarantine: Path, reason: str) -> None:
+    """Move whatever is at `path` into a new `quarantine/<digest>-<n>/`, the reason written there first."""
+    for number in count():
+        cell = quarantine / f"{path.name}-{number}"
+        try:
+            cell.mkdir(mode=0o700)
+            break
+        except FileExistsError:
+            continue
+    (cell / "reason.txt").write_text(f"{path}: {reason}\n", encoding="utf-8", errors="backslashreplace")
+    path.rename(cell / "object")
+
+
+def sync(folder: Path) -> None:
+    """Put a directory's entries on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check(path: Path, kind: str, digest: str) -> Artifact:
+    if path.is_symlink():
+        raise ValueError("a symlink stands in its place")
+    manifest = read_manifest(path)
+    if (manifest.kind, manifest.digest) != (kind, digest):
+        raise ValueError(f"its manifest is that of {manifest.kind}/{manifest.digest}")
+    if extra := set(_names_in(path)) - {MANIFEST} - set(manifest.files):
+        raise ValueError(f"{min(extra)!r} is not in its manifest")
+    for name, info in manifest.files.items():
+        if (found := _fingerprint(path / name)) != info:
+            raise ValueError(f"{name!r} has {_words(found)}; its manifest says {_words(info)}")
+    return Artifact(path, manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the object at `path`; raises `ValueError` or `OSError`."""
+    with _open(path / MANIFEST) as file:
+        try:
+            return Manifest.from_json(file.read())
+        except ValueError as error:
+            raise ValueError(f"{MANIFEST}: {error}") from error
+
+
+def _fingerprint(path: Path, *, seal: bool = False) -> FileInfo:
+    with _open(path) as file:
+        if seal:
+            os.fchmod(file.fileno(), 0o400)
+            os.fsync(file.fileno())
+        return FileInfo(hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size)
+
+
+def _open(path: Path) -> BufferedReader:
+    """Open a regular file, following no symlink and waiting for no pipe."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    file = os.fdopen(os.open(path, flags), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError(f"{path.name!r} is not a regular file")
+    return file
+
+
+def _names_in(folder: Path) -> Iterator[str]:
+    """Everything beneath that is no plain directory, by relative path; a symlink to one is a name too."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not path.is_dir():
+            yield path.relative_to(folder).as_posix()
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    canonical = json.dumps(body, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _is_request(item: Any) -> bool:
+    return (
+        isinstance(item, dict)
+        and set(item) == {"request", "entry"}
+        and is_digest(item["request"])
+        and isinstance(item["entry"], dict)
+    )
+
+
+def _words(info: FileInfo) -> str:
+    return f"{info.size_bytes} bytes of sha256 {info.sha256[:12]}"

@@ -1,0 +1,46 @@
+"""Directories in which objects are written: locked while in use, swept when their process has died."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def stage(tmp: Path) -> tuple[Path, FileLock]:
+    """A new `tmp/<random>/` with its held lock.
+
+    The caller keeps `sweep` out meanwhile: it can't tell a directory not yet locked from an abandoned one.
+    """
+    home = Path(tempfile.mkdtemp(dir=tmp))
+    lock = FileLock(home / "lock", thread_local=False)
+    lock.acquire(timeout=0)
+    (home / "files").mkdir(mode=0o700)
+    return home, lock
+
+
+@contextmanager
+def staged(home: Path, lock: FileLock) -> Iterator[Path]:
+    """The directory to fill; all that is left of it goes on the way out."""
+    try:
+        yield home / "files"
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+        lock.release()
+
+
+def sweep(tmp: Path) -> None:
+    """Remove what died: the kernel has freed its lock."""
+    for home in tmp.iterdir():
+        lock = FileLock(home / "lock", thread_local=False)
+        with suppress(Timeout, OSError):
+            lock.acquire(timeout=0)
+            shutil.rmtree(home, ignore_errors=True)
+            lock.release()

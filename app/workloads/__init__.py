@@ -1,0 +1,166 @@
+"""Config -> Workload: an eval-mode module, and example inputs of any batch size."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..config import BATCH, DimConfig, ModelConfig, Settings, resolve_callable
+from ..errors import AppError, BuildError, ConfigError
+from .checkpoint import load_into
+from .inputs import TensorInput, draw, inputs_of_program
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model and what it is called with.
+
+    Attributes:
+        module: In eval mode and fp32 (or whatever its author chose), on the device.
+        inputs: The named input tensors, in the order of `forward`.
+        dims: Ranges of the named dynamic dimensions.
+        device: `cpu` or `cuda:N`.
+        make_inputs: Real inputs instead of random ones, where the config names their source.
+        program: The saved program, where the model came as one.
+    """
+
+    module: nn.Module
+    inputs: tuple[TensorInput, ...]
+    dims: Mapping[str, DimConfig]
+    device: str
+    make_inputs: Callable[[dict[str, int], int], Mapping[str, Any]] | None = None
+    program: ExportedProgram | None = None
+
+    def sizes(self, batch: int | None = None) -> dict[str, int]:
+        """Every named dimension's example size, the batch as given."""
+        chosen = {name: dim.example for name, dim in self.dims.items()}
+        return chosen | ({BATCH: batch} if batch is not None else {})
+
+    def call(self, batch: int | None = None, seed: int = 0) -> Call:
+        """Arguments of `forward` at a batch size: equal for equal arguments, in every process."""
+        sizes = self.sizes(batch)
+        values = {spec.name: draw(spec, sizes, seed) for spec in self.inputs}
+        if self.make_inputs is not None:
+            made = self.make_inputs(sizes, seed)
+            values = {spec.name: _as_tensor(made, spec, sizes) for spec in self.inputs}
+        on_device = {name: value.to(self.device) for name, value in values.items()}
+        positional = tuple(on_device[spec.name] for spec in self.inputs if not spec.keyword)
+        return positional, {spec.name: on_device[spec.name] for spec in self.inputs if spec.keyword}
+
+    @property
+    def batched(self) -> bool:
+        """Whether the batch is a dimension of the inputs at all."""
+        return BATCH in self.dims
+
+
+def _as_tensor(made: Mapping[str, Any], spec: TensorInput, sizes: Mapping[str, int]) -> torch.Tensor:
+    if spec.name not in made:
+        raise ConfigError(f"model.make_inputs gave {sorted(made)}, without the input {spec.name!r}")
+    value = torch.as_tensor(made[spec.name])
+    shape = spec.concrete(sizes)
+    if tuple(value.shape) != shape or value.dtype != spec.torch_dtype:
+        raise ConfigError(
+            f"model.make_inputs gave {spec.name!r} as {value.dtype} {list(value.shape)}, "
+            f"model.inputs says {spec.torch_dtype} {list(shape)}"
+        )
+    return value
+
+
+class AtPrecision(nn.Module):
+    """A copy of a module in another floating-point dtype, with its inputs cast in and its outputs cast back.
+
+    The casts are part of the exported program: callers give and get the module's own dtypes.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).to(dtype)
+        self.dtype = dtype
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives, computed in `dtype`."""
+        args, kwargs = pytree.tree_map_only(torch.Tensor, self._cast_in, (args, kwargs))
+        return pytree.tree_map_only(torch.Tensor, self._cast_out, self.module(*args, **kwargs))
+
+    def _cast_in(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self.dtype) if value.dtype == torch.float32 else value
+
+    def _cast_out(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(torch.float32) if value.dtype == self.dtype else value
+
+
+def at_precision(module: nn.Module, name: str) -> nn.Module:
+    """The module that computes in `fp32` (itself) or `bf16` (a copy)."""
+    return module if name == "fp32" else AtPrecision(module, torch.bfloat16)
+
+
+def build(settings: Settings, device: str) -> Workload:
+    """Build the model that the config names, and call it once.
+
+    Raises:
+        ConfigError: the target doesn't import.
+        BuildError: the factory, the checkpoint or the first call fails; the message says which.
+    """
+    model = settings.model
+    make_inputs = resolve_callable(model.make_inputs, "model.make_inputs") if model.make_inputs else None
+    program: ExportedProgram | None = None
+    if model.program:
+        from .exported import load_program
+
+        program = load_program(Path(model.program).expanduser(), trusted=model.trusted)
+        module: nn.Module = program.module(check_guards=False)
+        inputs, dims = inputs_of_program(program, model)
+    else:
+        module = _from_factory(model)
+        inputs, dims = tuple(TensorInput.from_config(spec) for spec in model.inputs), model.ranges
+    if model.checkpoint:
+        load_into(module, Path(model.checkpoint).expanduser())
+    if not model.program:
+        module.eval()
+    workload = Workload(module.requires_grad_(False).to(device), inputs, dims, device, make_inputs, program)
+    _first_call(workload)
+    return workload
+
+
+def _from_factory(model: ModelConfig) -> nn.Module:
+    factory = resolve_callable(model.target, "model.target")
+    with torch.random.fork_rng():
+        torch.manual_seed(model.seed)
+        try:
+            module = factory(**model.kwargs)
+        except AppError:
+            raise
+        except Exception as error:  # the user's own code may raise anything
+            raise BuildError(f"model.target={model.target!r} raised {_first_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise BuildError(
+            f"model.target={model.target!r} returned a {type(module).__name__}, not an nn.Module"
+        )
+    return module
+
+
+def _first_call(workload: Workload) -> None:
+    args, kwargs = workload.call()
+    try:
+        with torch.inference_mode():
+            workload.module(*args, **kwargs)
+    except Exception as error:  # the user's own code may raise anything
+        given = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in workload.inputs)
+        raise BuildError(f"the model rejects its inputs ({given}): {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

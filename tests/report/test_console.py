@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from app.measure.statistics import Latency
+from app.record import CacheInfo, Fallback, Record, RunError, VerifyCase, VerifyInfo
+from app.report.console import figure, render
+
+BATCHES = ("1", "2", "4", "16")
+
+
+def latencies(scale: float) -> dict[str, Latency]:
+    p50 = {batch: scale * int(batch) ** 0.9 for batch in BATCHES}
+    return {b: Latency(p, 1.07 * p, 1.4 * p, 1.02 * p, 0.05 * p, 0.97 * p, 500) for b, p in p50.items()}
+
+
+REASON = "capture failed for [batch, 64, 100]: operation not permitted when stream is capturing"
+RECORD = Record(
+    status="ok",
+    task="benchmark",
+    model="cnn",
+    mode="max-autotune",
+    precision="fp32",
+    device="cpu",
+    cache=CacheInfo("miss", ["torch 2.12.0 -> 2.13.0", "threads 2 -> 4"]),
+    rung="compiled",
+    rungs=dict.fromkeys(BATCHES, "compiled"),
+    fallbacks=[Fallback("cudagraph", "compiled", "capture", REASON)],
+    phases_s={"key": 0.0004, "export": 1.53, "compile": 8.4, "first_call": 0.0021},
+    verify=VerifyInfo(
+        passed=True,
+        reference="float64",
+        cases=[VerifyCase(4, seed, seed * 2e-8, 1.1e-7, 1e-5, 3e-6, passed=True) for seed in range(1, 7)],
+        multiple=2.0,
+        floor=1e-6,
+    ),
+    latency_ms={"compiled": latencies(0.16), "eager": latencies(0.25)},
+    speedup=dict.fromkeys(BATCHES, 1.56),
+    speedup_interval={batch: [1.51, 1.62] for batch in BATCHES},
+    throughput_per_s={batch: int(batch) / 0.00016 for batch in BATCHES},
+    warnings=["eager, batch 4: stdev is 14 % of mean; the figures may be unstable"],
+    run_dir="outputs/runs/2026-11-03/12-00-00-123456",
+)
+BF16 = dataclasses.replace(
+    RECORD,
+    precision="bf16",
+    latency_ms={**RECORD.latency_ms, "eager_bf16": latencies(0.0444)},
+    speedup_same_precision={"1": 1.12, "16": None},
+    rungs={"1": "compiled", "2": "compiled", "16": "eager"},
+)
+EAGER = dataclasses.replace(RECORD, rung="eager", rungs=dict.fromkeys(BATCHES, "eager"), speedup=None)
+SLOW = dataclasses.replace(RECORD, latency_ms={"compiled": latencies(4321), "eager": latencies(54321)})
+
+
+def rendered(record: Record, width: int = 80, encoding: str = "utf-8", **options) -> str:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+    render(record, Console(file=stream, width=width, **options))
+    stream.flush()
+    return stream.buffer.getvalue().decode(encoding)
+
+
+def joined(record: Record, width: int = 80) -> str:
+    """The output as one line, so that a test doesn't depend on where lines break."""
+    return " ".join(rendered(record, width).split())
+
+
+@pytest.mark.parametrize("record", [RECORD, BF16, EAGER, SLOW], ids=["fp32", "bf16", "eager", "slow"])
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_fits_the_width_and_cuts_no_figure(record, width) -> None:
+    lines = rendered(record, width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+
+
+def test_is_plain_where_there_is_no_terminal() -> None:
+    assert "\x1b" not in rendered(RECORD)
+
+
+def test_has_no_colour_under_no_color(monkeypatch) -> None:
+    coloured = re.compile(r"\x1b\[(\d+;)*3\d")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert coloured.search(rendered(RECORD, force_terminal=True))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not coloured.search(rendered(RECORD, force_terminal=True))
+
+
+def test_the_whole_run_at_a_glance() -> None:
+    assert rendered(RECORD) == (
+        "cnn · max-autotune · fp32 · cpu · latency in ms\n"
+        "\n"
+        "             eager             compiled                         inferences\n"
+        "batch    p50   p90   p99    p50   p90   p99           speed-up    a second\n"
+        "    1  0.250 0.268 0.350  0.160 0.171 0.224  1.56x (1.51-1.62)       6,250\n"
+        "    2  0.467 0.499 0.653  0.299 0.319 0.418  1.56x (1.51-1.62)      12,500\n"
+        "    4  0.871 0.931  1.22  0.557 0.596 0.780  1.56x (1.51-1.62)      25,000\n"
+        "   16   3.03  3.24  4.24   1.94  2.08  2.72  1.56x (1.51-1.62)     100,000\n"
+        "\n"
+        "rung      compiled\n"
+        "fallback  cudagraph -> compiled at capture: capture failed for [batch, 64, 100]:\n"
+        "          operation not permitted when stream is capturing\n"
+        "verify    passed: 6 cases, worst 1.2e-07 against float64, eager's own 1.1e-07,\n"
+        "          limit 1.0e-05\n"
+        "time      export 1.53 s · compile 8.40 s · first call 2.10 ms\n"
+        "cache     miss: torch 2.12.0 -> 2.13.0; threads 2 -> 4\n"
+        "warning   eager, batch 4: stdev is 14 % of mean; the figures may be unstable\n"
+        "record    outputs/runs/2026-11-03/12-00-00-123456/record.json\n"
+    )
+
+
+def test_an_eager_run_shows_only_eager() -> None:
+    text = joined(EAGER)
+    assert "rung eager" in text
+    assert "speed-up" not in text
+    assert text.count("p50") == 1
+
+
+def test_another_precision_shows_eager_in_it_and_the_speedup_against_it() -> None:
+    text = joined(BF16)
+    assert "eager bf16" in text
+    assert "0.0444" in text
+    assert "speed-up against eager in bf16: 1.12x (batch 1)" in text
+
+
+def test_batches_on_different_rungs_are_told_apart() -> None:
+    assert "rung compiled (batch 1, 2) · eager (batch 16)" in joined(BF16)
+
+
+def test_a_batch_that_was_not_measured_is_a_dash() -> None:
+    compiled = {"1": latencies(0.16)["1"]}
+    record = dataclasses.replace(
+        RECORD, latency_ms={**RECORD.latency_ms, "compiled": compiled}, speedup={"1": 1.56, "16": None}
+    )
+    assert re.search(r"16 +3.03 +3.24 +4.24 +- +- +- +- +100,000", rendered(record))
+
+
+def test_a_failed_verification_says_how_many_and_how_far() -> None:
+    good, bad = RECORD.verify.cases[0], dataclasses.replace(RECORD.verify.cases[1], rel_l2=None, passed=False)
+    verify = dataclasses.replace(RECORD.verify, passed=False, cases=[good, bad])
+    text = joined(dataclasses.replace(RECORD, verify=verify))
+    assert "failed: 1 of 2 cases, worst not finite against float64" in text
+
+
+def test_a_hit_says_what_it_saved() -> None:
+    record = dataclasses.replace(RECORD, cache=CacheInfo("direct-hit", [], 8.4))
+    assert "cache direct-hit, saved 8.40 s" in joined(record)
+
+
+def test_a_run_without_figures_has_no_table() -> None:
+    record = dataclasses.replace(RECORD, latency_ms=None, speedup=None, throughput_per_s=None, task="compile")
+    assert "p50" not in rendered(record)
+    assert "verify    passed" in rendered(record)
+
+
+def test_a_failed_run_prints_its_stage_and_its_reason_and_nothing_else() -> None:
+    error = RunError(
+        "CompileError", "compile", "\x1b[31mg++ failed\x1b[0m:\n  expected ';' before [[unlikely]]"
+    )
+    record = dataclasses.replace(RECORD, status="failed", error=error)
+    assert rendered(record) == "failed    at compile: g++ failed: expected ';' before [[unlikely]]\n"
+
+
+def test_a_terminal_that_knows_only_ascii_is_no_obstacle() -> None:
+    assert "cnn ? max-autotune" in rendered(RECORD, encoding="ascii")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (0.0444, "0.0444"),
+        (0.25, "0.250"),
+        (9.999, "10.0"),
+        (42.16, "42.2"),
+        (999.6, "1,000"),
+        (123456, "123,000"),
+        (None, "-"),
+    ],
+)
+def test_figures_have_three_digits(value, shown) -> None:
+    assert figure(value) == shown
+
+
+@given(st.floats(1e-9, 1e12))
+def test_a_figure_is_within_half_a_percent(value) -> None:
+    assert float(figure(value).replace(",", "")) == pytest.approx(value, rel=0.0051)
+    assert "e" not in figure(value)
