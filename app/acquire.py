@@ -17,7 +17,7 @@ from .context import Context
 from .errors import EagerAskedError, MissError, StoreError, VerifyError
 from .keys import Key, request_key
 from .lookup import Found, NotFound
-from .record import CacheInfo, KeyInfo, Memory
+from .record import CacheInfo, KeyInfo, Memory, Outcome
 from .store import LockTimeout, Store
 from .verdict import Case, plan, refusal, summarise
 
@@ -62,7 +62,7 @@ def acquire(context: Context, store: Store) -> Found:
         logger.info("miss: %s", "; ".join(reasons))
         found = _on_miss(context, store, request, named, reasons)
     manifest = found.artifact.manifest
-    outcome = found.outcome if context.settings.cache.dir else "off"
+    outcome: Outcome = found.outcome if context.settings.cache.dir else "off"
     record.cache = CacheInfo(outcome, reasons, manifest.provenance["seconds"] if "hit" in outcome else None)
     record.key = replace(record.key, object=manifest.digest)
     record.artifact_dir = str(found.artifact.path)
@@ -87,9 +87,7 @@ def load(context: Context, found: Found) -> CompiledModel:
         return load_model(found.artifact.path, found.artifact.manifest.content, context.device, weights=weights)
 
 
-def _on_miss(
-    context: Context, store: Store, request: Key, named: dict[str, Path], reasons: Sequence[str]
-) -> Found:
+def _on_miss(context: Context, store: Store, request: Key, named: dict[str, Path], reasons: Sequence[str]) -> Found:
     cache, why = context.settings.cache, "; ".join(reasons)
     if cache.on_miss == "fail":
         raise MissError(f"cache.on_miss=fail, and it is a miss: {why}")

@@ -12,8 +12,8 @@ from .context import Context
 from .fallback import COMPILED, EAGER
 from .measure.clock import clock_for
 from .measure.samples import Samples, measure, save_samples
-from .measure.statistics import speedup, stability_warnings, summarise
-from .record import Latency, Memory
+from .measure.statistics import Latency, speedup, stability_warnings, summarise
+from .record import Memory
 
 Model = Callable[..., Any]
 

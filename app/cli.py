@@ -9,10 +9,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -27,9 +26,6 @@ from .context import Context
 from .errors import AppError, ConfigError, OutputError
 from .progress import Phases
 from .record import Record, RunError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +95,9 @@ def _explain_composition(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException):
         return explain(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = itertools.takewhile(lambda line: not line.startswith(("Config search path", "See https", "Set the env")), lines)
+    told = itertools.takewhile(
+        lambda line: not line.startswith(("Config search path", "See https", "Set the env")), lines
+    )
     return " ".join(told)
 
 
@@ -146,7 +144,7 @@ def _attempt(config: DictConfig, folder: Path, record: Record, phases: Phases) -
         return _failed(config, record, TERMINATED, RunError("SIGTERM", _stage(phases), "terminated"))
     except KeyboardInterrupt:
         return _failed(config, record, INTERRUPTED, RunError("KeyboardInterrupt", _stage(phases), "interrupted"))
-    except Exception as error:  # whatever it is, the record says so and the log has the traceback
+    except Exception as error:  # noqa: BLE001 - whatever it is, the record says so and the log has the traceback
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         return _failed(config, record, 1, RunError(type(error).__name__, _stage(phases), first))
     record.status = "ok"
@@ -164,7 +162,7 @@ def _stage(phases: Phases) -> str:
 
 def _failed(config: DictConfig, record: Record, code: int, error: RunError) -> int:
     record.error = error
-    logger.debug("failed", exc_info=True)  # the run's log file has the traceback
+    logger.debug("failed", exc_info=sys.exc_info())  # the run's log file has the traceback
     if config.get("debug"):
         traceback.print_exc()
     return code

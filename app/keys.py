@@ -43,9 +43,7 @@ def _check(value: Any, path: str) -> None:
     elif isinstance(value, Mapping):
         for name, item in value.items():
             if type(name) is not str:
-                raise TypeError(
-                    f"{path} has the key {name!r} of type {type(name).__name__}; keys must be str"
-                )
+                raise TypeError(f"{path} has the key {name!r} of type {type(name).__name__}; keys must be str")
             _check(item, f"{path}.{name}")
     else:
         raise TypeError(f"{path} is a {type(value).__name__}, which has no canonical form")

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import dependencies
 from .keys import Key
+from .record import Outcome
 from .store import Artifact, Corrupt, Hit, Miss, Store
 
 _RECENT = "recent"
@@ -18,7 +19,7 @@ _RECENT = "recent"
 class Found:
     """An artifact, with the weights it runs on where they are external."""
 
-    outcome: str
+    outcome: Outcome
     artifact: Artifact
     weights: Artifact | None
 
@@ -52,23 +53,20 @@ def find(store: Store, request: Key, named: dict[str, Path]) -> Found | NotFound
     return NotFound(reasons or _explain(store, request))
 
 
-def open_objects(store: Store, digest: str, weights: str | None, outcome: str) -> Found | NotFound:
+def open_objects(store: Store, digest: str, weights: str | None, outcome: Outcome) -> Found | NotFound:
     """Read an artifact and its weights, every byte checked."""
-    opened: list[Artifact | None] = []
+    opened: dict[str, Artifact] = {}
     for kind, name in (("objects", digest), ("weights", weights)):
         if name is None:
-            opened.append(None)
             continue
         match store.read(kind, name):
             case Hit(artifact):
-                opened.append(artifact)
+                opened[kind] = artifact
             case Miss(reason):
                 return NotFound([f"the artifact is gone: {reason}"])
             case Corrupt(_, reason):
                 return NotFound([f"the artifact was damaged and is quarantined: {reason}"])
-    artifact, weights_artifact = opened
-    assert artifact is not None
-    return Found(outcome, artifact, weights_artifact)
+    return Found(outcome, opened["objects"], opened.get("weights"))
 
 
 def remember(store: Store, request: Key, entry: Mapping[str, Any], model: str) -> None:

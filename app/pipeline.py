@@ -54,7 +54,10 @@ def ready(context: Context, store: Store, found: Found) -> CompiledModel:
     model = load(context, found)
     judge = context.judge
     with context.phases("verify"):
-        batch = min(context.settings.graphs.batch_sizes, key=lambda size: abs(size - context.workload.sizes().get("batch", 1)))
+        batch = min(
+            context.settings.graphs.batch_sizes,
+            key=lambda size: abs(size - context.workload.sizes().get("batch", 1)),
+        )
         fresh = judge.case(model, batch, max(context.settings.verify.seeds) + 1)
     demand(context, store, found, [fresh])
     return model

@@ -16,6 +16,8 @@ from .measure.statistics import Latency
 
 SCHEMA = 1
 
+Outcome = Literal["direct-hit", "graph-hit", "remote-hit", "miss", "off"]
+
 
 @dataclass(frozen=True)
 class RunError:
@@ -42,7 +44,7 @@ class KeyInfo:
 class CacheInfo:
     """How the store answered; `seconds_saved` is what the artifact once took to build."""
 
-    outcome: Literal["direct-hit", "graph-hit", "remote-hit", "miss", "off"]
+    outcome: Outcome
     miss_reasons: list[str] = field(default_factory=list)
     seconds_saved: float | None = None
 

@@ -97,9 +97,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def plan(
-    batch_sizes: Sequence[int], seeds: Sequence[int], batch: tuple[int, int] | None
-) -> list[tuple[int, int]]:
+def plan(batch_sizes: Sequence[int], seeds: Sequence[int], batch: tuple[int, int] | None) -> list[tuple[int, int]]:
     """The (batch, seed) pairs to verify: the smallest size, the largest asked for, and an odd one between.
 
     Args:

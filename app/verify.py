@@ -77,10 +77,9 @@ def _mismatch(ours: Any, eager: Any, reference: Any) -> str | None:
 
 
 def _leaf_mismatch(ours: Any, eager: Any, exact: Any) -> str | None:
-    if not isinstance(eager, torch.Tensor):
-        return None if ours == eager else f"is {ours!r}, eager's is {eager!r}"
-    if not isinstance(ours, torch.Tensor):
-        return f"is a {type(ours).__name__}, eager's is a tensor"
+    if not isinstance(eager, torch.Tensor) or not isinstance(ours, torch.Tensor):
+        same = type(ours) is type(eager) and ours == eager
+        return None if same else f"is {ours!r}, eager's is {eager!r}"
     if ours.shape != eager.shape or ours.dtype != eager.dtype:
         return f"is {ours.dtype} {list(ours.shape)}, eager's is {eager.dtype} {list(eager.shape)}"
     if not (ours.is_floating_point() or ours.is_complex()):

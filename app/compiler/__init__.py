@@ -22,6 +22,7 @@ from ..config import Settings
 from ..environment import compiler, torch_version
 from ..errors import AppError, CompileError
 from ..keys import Key, digest
+from ..record import Outcome
 from .worker import ARTIFACT, WEIGHTS_FOLDER
 
 # Everything else in the caller's environment can't reach the generated code. Where things are, and nothing that
@@ -57,7 +58,7 @@ class Compiled:
         weights_folder: The folder with external weights, or None.
     """
 
-    outcome: str
+    outcome: Outcome
     object: str
     factors: Mapping[str, Any]
     content: Mapping[str, Any]
@@ -75,8 +76,8 @@ def compile_in_worker(
     device: str,
     *,
     staging: Path,
-    store: Path | None,
-    scratch: Path | None,
+    store: Path,
+    scratch: Path,
     log: Path,
     on_phase: Callable[[str], None],
 ) -> Compiled:
@@ -87,8 +88,8 @@ def compile_in_worker(
         request: The request's key.
         device: `cpu` or `cuda:N`.
         staging: An empty folder on the store's file system, for what the worker makes.
-        store: The store to look for the same program in, or None.
-        scratch: Where what compilers probe about this machine is kept between runs, or None.
+        store: The store to look for the same program in.
+        scratch: Where what compilers probe about this machine is kept between runs.
         log: The file that gets everything the worker and the compiler print.
         on_phase: Called with the name of each phase as it begins.
 
@@ -97,25 +98,28 @@ def compile_in_worker(
             `compile.timeout_s`.
     """
     private = staging / "inductor"
-    warm = scratch / digest([torch_version()["version"], compiler()])[:16] if scratch is not None else None
-    if warm is not None and warm.is_dir():
+    warm = scratch / digest([torch_version()["version"], compiler()])[:16]
+    if warm.is_dir():
         shutil.copytree(warm, private)
     message = {
         "settings": dataclasses.asdict(settings),
         "factors": request.factors,
         "device": device,
         "staging": str(staging),
-        "store": str(store) if store is not None else None,
+        "store": str(store),
         "debug": settings.debug,
     }
     environment = {name: os.environ[name] for name in ALLOWED_ENVIRONMENT if name in os.environ}
     environment |= {"TORCHINDUCTOR_CACHE_DIR": str(private), "PYTHONDONTWRITEBYTECODE": "1"}
     result = _Worker(message, environment, log, on_phase).run(settings.compile.timeout_s)
-    if warm is not None and not warm.exists():
+    if not warm.exists():
         _keep_probes(private, warm)
-    made = {"artifact": staging / ARTIFACT, "weights_folder": staging / WEIGHTS_FOLDER}
-    folders = {name: path if path.is_dir() else None for name, path in made.items()}
-    return Compiled(**{"provenance": {}, **result}, **folders)
+    artifact, weights = staging / ARTIFACT, staging / WEIGHTS_FOLDER
+    return Compiled(
+        **result,
+        artifact=artifact if artifact.is_dir() else None,
+        weights_folder=weights if weights.is_dir() else None,
+    )
 
 
 def _keep_probes(private: Path, warm: Path) -> None:

@@ -80,11 +80,13 @@ def _cause(error: BaseException) -> str:
 
 
 def _refuse_state(program: ExportedProgram) -> None:
-    """A program that writes its buffers or inputs would keep that state in the artifact, out of the caller's sight."""
+    """A program that writes its buffers or inputs would keep that state in the artifact, out of sight."""
     signature = program.graph_signature
     changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
     if changed:
-        raise ExportError(f"the model changes {', '.join(changed)} while it runs; its state can't live in an artifact")
+        raise ExportError(
+            f"the model changes {', '.join(changed)} while it runs; its state can't live in an artifact"
+        )
 
 
 def _spec(workload: Workload, program: ExportedProgram) -> CallSpec:
@@ -122,7 +124,10 @@ def _modules(spec: pytree.TreeSpec) -> Iterator[str]:
 def _lines(program: ExportedProgram) -> Iterator[str]:
     """One line a node, with dtype, shape, stride and device of what it gives; then signature and ranges."""
     yield from _graph_lines(program.graph_module)
-    for kind, specs in (("in", program.graph_signature.input_specs), ("out", program.graph_signature.output_specs)):
+    for kind, specs in (
+        ("in", program.graph_signature.input_specs),
+        ("out", program.graph_signature.output_specs),
+    ):
         for item in specs:
             yield f"{kind} {item.kind.name} {item.arg} {item.target} {getattr(item, 'persistent', None)}"
     for symbol, bounds in sorted(program.range_constraints.items(), key=lambda item: str(item[0])):
@@ -133,7 +138,8 @@ def _lines(program: ExportedProgram) -> Iterator[str]:
 def _graph_lines(module: torch.fx.GraphModule, prefix: str = "") -> Iterator[str]:
     for node in module.graph.nodes:
         yield f"{prefix}{node.op} {node.name} {node.target} {node.args} {node.kwargs} {_meta(node.meta.get('val'))}"
-        if node.op == "get_attr" and isinstance(inner := getattr(module, str(node.target), None), torch.fx.GraphModule):
+        inner = getattr(module, str(node.target), None) if node.op == "get_attr" else None
+        if isinstance(inner, torch.fx.GraphModule):
             yield from _graph_lines(inner, f"{prefix}{node.target}.")
 
 

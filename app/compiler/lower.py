@@ -53,9 +53,11 @@ def lower(exported: Exported, options: Mapping[str, Any], folder: Path, scratch:
 
     Raises:
         CompileError: Inductor or the compiler fails.
+        ConfigError: an option that Inductor doesn't have.
     """
     import torch._inductor
 
+    check_options(options)
     program = exported.program
     external = not options["freezing"]
     args, kwargs = program.example_inputs or ((), {})
@@ -87,7 +89,7 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {telling[0] if telling else ''}"[:500]
 
 
-def save_weights(exported: Exported, library: Path, device: str, folder: Path) -> dict[str, Any]:
+def save_weights(exported: Exported, artifact: Path, device: str, folder: Path) -> dict[str, Any]:
     """Write all weights of the program into `folder`, tied ones once: any artifact of the same weights can use them.
 
     Returns:
@@ -103,7 +105,7 @@ def save_weights(exported: Exported, library: Path, device: str, folder: Path) -
     stored_as = {name: first.setdefault(_alias(tensor), name) for name, tensor in sorted(weights.items())}
     save_file({name: weights[name].contiguous().cpu() for name in set(stored_as.values())}, folder / WEIGHTS)
     constants: dict[str, Any] = {}
-    for constant, fqn in sorted(constant_names(library, device).items()):
+    for constant, fqn in sorted(constant_names(artifact / LIBRARY, device).items()):
         if fqn not in weights:
             raise CompileError(f"the library asks for the constant {fqn}, which the program doesn't have")
         stride = None if weights[fqn].is_contiguous() else list(weights[fqn].stride())
@@ -137,4 +139,10 @@ def weights_meta(exported: Exported) -> dict[str, Any]:
 
 def _alias(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Equal for tensors that are one and the same memory."""
-    return (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.numel() > 0 or id(tensor))
+    return (
+        tensor.data_ptr(),
+        tuple(tensor.shape),
+        tuple(tensor.stride()),
+        tensor.dtype,
+        tensor.numel() > 0 or id(tensor),
+    )

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import AppError, VerifyError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..config import Settings
+    from ..workloads import Workload
 
 ARTIFACT = "artifact"
 WEIGHTS_FOLDER = "weights"
@@ -50,22 +55,20 @@ def _send(events: TextIO, event: Mapping[str, Any]) -> None:
 
 
 def _work(request: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
+    """Build, export, and compile unless the store has the same program already; returns Compiled's fields."""
+
     def phase(name: str) -> None:
         _send(events, {"event": "phase", "name": name})
 
-    from .. import keys, verdict
-    from ..config import BATCH, typed
+    from ..config import typed
     from ..dependencies import Recorder
+    from ..keys import Key, object_key
     from ..numerics import apply_numerics
-    from ..runtime.model import LIBRARY, load
     from ..store import Hit, Store
-    from ..verify import Judge
     from ..workloads import at_precision, build
 
-    settings = typed(request["settings"])
-    device, staging = request["device"], Path(request["staging"])
+    settings, device, staging = typed(request["settings"]), request["device"], Path(request["staging"])
     apply_numerics(settings)
-
     phase("build")
     recorder = Recorder()
     with recorder.recording():
@@ -74,46 +77,58 @@ def _work(request: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
     module = at_precision(workload.module, settings.precision.name)
 
     phase("export")
+    from . import lower
     from .export import export
-    from .lower import check_compiler, check_options, lower, save_weights, weights_content, weights_meta
 
-    exported = export(workload, module)
-    frozen = settings.inductor_options["freezing"]
-    key = keys.object_key(
-        keys.Key(request["factors"]),
+    exported, frozen = export(workload, module), settings.inductor_options["freezing"]
+    digest = lower.weights_content(exported)
+    key = object_key(
+        Key(request["factors"]),
         graph=exported.graph(),
-        weights=weights_content(exported) if frozen else weights_meta(exported),
+        weights=digest if frozen else lower.weights_meta(exported),
     )
-    result = {"object": key.digest, "factors": key.factors, "dependencies": dependencies, "weights": None}
-    artifact, weights = staging / ARTIFACT, staging / WEIGHTS_FOLDER
-    found = Store(Path(request["store"]), readonly=True).read("objects", key.digest) if request["store"] else None
+    weights = None if frozen else staging / WEIGHTS_FOLDER
+    found = Store(Path(request["store"]), readonly=True).read("objects", key.digest)
+    result = {
+        "outcome": "graph-hit" if isinstance(found, Hit) else "miss",
+        "object": key.digest,
+        "factors": key.factors,
+        "weights": None if frozen else digest["sha256"],
+        "dependencies": dependencies,
+        "provenance": {},
+        "cases": [],
+    }
     if isinstance(found, Hit):
-        content, folder = found.artifact.manifest.content, found.artifact.path
-        result |= {"outcome": "graph-hit", "content": content}
-        if frozen:
-            return result
+        folder, content = found.artifact.path, found.artifact.manifest.content
     else:
         phase("compile")
-        provenance = {"compiler": check_compiler()}
-        check_options(settings.inductor_options)
-        artifact.mkdir()
-        folder = artifact
-        lower(exported, settings.inductor_options, artifact, staging / "lowered")
+        folder = staging / ARTIFACT
+        folder.mkdir()
+        result["provenance"] = {"compiler": lower.check_compiler()}
+        lower.lower(exported, settings.inductor_options, folder, staging / "lowered")
         content = {"spec": exported.spec.to_json(), "constants": None}
-        result |= {"outcome": "miss", "content": content, "provenance": provenance}
-
-    if not frozen:
+    if weights is not None:
         weights.mkdir()
-        content = {**content, "constants": save_weights(exported, folder / LIBRARY, device, weights)}
-        result |= {"content": content, "weights": weights_content(exported)["sha256"]}
+        content["constants"] = lower.save_weights(exported, folder, device, weights)
+    if weights is not None or not isinstance(found, Hit):  # with frozen weights, a hit was verified with these
+        phase("verify")
+        result["cases"] = _verify(settings, workload, module, folder=folder, content=content, weights=weights)
+    return {**result, "content": content}
 
-    phase("verify")
-    model = load(folder, content, device, weights=weights if not frozen else None)
-    judge = Judge(workload, module)
+
+def _verify(
+    settings: Settings, workload: Workload, module: nn.Module, *, folder: Path, content: Any, weights: Path | None
+) -> list[dict[str, Any]]:
+    """Load the artifact, for the first time anywhere, and judge it; nothing refused leaves this process."""
+    from .. import verdict
+    from ..config import BATCH
+    from ..runtime.model import load
+    from ..verify import Judge
+
+    model, judge = load(folder, content, workload.device, weights=weights), Judge(workload, module)
     wanted = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, content["spec"]["dims"].get(BATCH))
     cases = [judge.case(model, size, seed) for size, seed in wanted]
     refusal = verdict.refusal(cases, settings.verify.multiple, settings.precision.floor)
     if refusal is not None:
         raise VerifyError(refusal)
-    shutil.rmtree(staging / "lowered", ignore_errors=True)
-    return {**result, "cases": [case.to_json() for case in cases]}
+    return [case.to_json() for case in cases]

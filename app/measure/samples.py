@@ -69,10 +69,7 @@ def measure(
     with _no_garbage_collection():
         warmups = _rounds(calls, clock, is_warm)
         values = _rounds(calls, clock, is_enough)
-    return {
-        name: Samples(np.array(warmups[name]), np.array(values[name]), min_samples=min_samples)
-        for name in calls
-    }
+    return {name: Samples(np.array(warmups[name]), np.array(values[name]), min_samples=min_samples) for name in calls}
 
 
 def _rounds(

@@ -78,9 +78,7 @@ def stability_warnings(name: str, samples: Samples) -> list[str]:
     if latency.stdev > MAX_STDEV_OF_MEAN * latency.mean:
         warnings.append(f"stdev is {latency.stdev / latency.mean:.0%} of mean; the figures may be unstable")
     if latency.p99 > MAX_P99_OF_P50 * latency.p50:
-        warnings.append(
-            f"p99 is {latency.p99 / latency.p50:.0f} x p50; something else may be using the machine"
-        )
+        warnings.append(f"p99 is {latency.p99 / latency.p50:.0f} x p50; something else may be using the machine")
     drift = _drift(_values(samples))
     if abs(drift) > MAX_DRIFT:
         slower = "slower" if drift > 0 else "faster"

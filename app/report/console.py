@@ -87,9 +87,7 @@ def _columns(record: Record, percentiles: tuple[str, ...], with_interval: bool) 
     for name in runners:
         # Eager in another precision stands there to have its median compared; more would crowd the table.
         shown = percentiles[:1] if name.startswith("eager_") else percentiles
-        cells = [
-            [figure(getattr(latencies[name].get(batch), each, None)) for each in shown] for batch in batches
-        ]
+        cells = [[figure(getattr(latencies[name].get(batch), each, None)) for each in shown] for batch in batches]
         columns.append(_column(name.replace("_", " "), [list(shown), *cells]))
     if record.speedup and record.rung != "eager":
         speedups = [[_speedup(record, batch, with_interval)] for batch in batches]
@@ -124,9 +122,7 @@ def _notes(record: Record) -> Iterator[tuple[str, str]]:
     for step in record.fallbacks:
         yield "fallback", f"{step.from_} -> {step.to} at {step.stage}: {step.reason}"
     same = [
-        f"{figure(ratio)}x (batch {batch})"
-        for batch, ratio in (record.speedup_same_precision or {}).items()
-        if ratio
+        f"{figure(ratio)}x (batch {batch})" for batch, ratio in (record.speedup_same_precision or {}).items() if ratio
     ]
     if same:
         yield "speed-up", f"against eager in {record.precision}: {_listed(same)}"
@@ -162,9 +158,7 @@ def _verdict(verify: VerifyInfo) -> str:
     text = f"{'passed' if verify.passed else 'failed'}: {f'{num_failed} of ' if num_failed else ''}{cases}"
     if not verify.cases:
         return text
-    worst = max(
-        verify.cases, key=lambda case: (not case.passed, math.inf if case.rel_l2 is None else case.rel_l2)
-    )
+    worst = max(verify.cases, key=lambda case: (not case.passed, math.inf if case.rel_l2 is None else case.rel_l2))
     distance = "not finite" if worst.rel_l2 is None else f"{worst.rel_l2:.1e}"
     own = "" if worst.eager_rel_l2 is None else f", eager's own {worst.eager_rel_l2:.1e}"
     return f"{text}, worst {distance} against {verify.reference}{own}, limit {worst.limit:.1e}"

@@ -61,9 +61,7 @@ class AotiRunner:
                 # (map, use_inactive, validate_full_updates, user_managed): borrowed, not copied
                 self._runner.update_constant_buffer(self._constants, False, True, True)
         except RuntimeError as error:
-            raise LoadError(
-                f"{library.name} can't be loaded: {str(error).strip().splitlines()[0]}"
-            ) from error
+            raise LoadError(f"{library.name} can't be loaded: {str(error).strip().splitlines()[0]}") from error
 
     def __call__(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Run the compiled program."""

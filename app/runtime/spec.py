@@ -132,9 +132,7 @@ class Boundary:
             if value.device != self._device:
                 raise InputError(f"input {spec.name!r} is on {value.device}, expected {self._device}")
             if value.layout is not torch.strided:
-                raise InputError(
-                    f"input {spec.name!r} has the layout {value.layout}, expected a dense tensor"
-                )
+                raise InputError(f"input {spec.name!r} has the layout {value.layout}, expected a dense tensor")
             if grad and value.requires_grad:
                 raise InputError(
                     f"input {spec.name!r} requires grad, and compiled code can't be differentiated: "
@@ -150,20 +148,14 @@ class Boundary:
             checked.append(value if value.is_contiguous() else value.contiguous())
         return checked
 
-    def _check_size(
-        self, spec: InputSpec, axis: int, size: int, wanted: int | str, sizes: dict[str, int]
-    ) -> None:
+    def _check_size(self, spec: InputSpec, axis: int, size: int, wanted: int | str, sizes: dict[str, int]) -> None:
         if isinstance(wanted, int):
             if size != wanted:
-                raise InputError(
-                    f"input {spec.name!r} has the size {size} in dimension {axis}, expected {spec}"
-                )
+                raise InputError(f"input {spec.name!r} has the size {size} in dimension {axis}, expected {spec}")
             return
         known = sizes.setdefault(wanted, size)
         if known != size:
-            raise InputError(
-                f"input {spec.name!r} has {wanted}={size}, but an input before it has {wanted}={known}"
-            )
+            raise InputError(f"input {spec.name!r} has {wanted}={size}, but an input before it has {wanted}={known}")
         low, high = self.spec.dims[wanted]
         if not low <= size <= high:
             raise InputError(

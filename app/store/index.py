@@ -151,9 +151,7 @@ class Index:
 
     def _open(self) -> Any:
         if self._rows is None:
-            self._rows = (
-                MemoryRows(self._refill()) if self._directory is None else self._open_disk(self._directory)
-            )
+            self._rows = MemoryRows(self._refill()) if self._directory is None else self._open_disk(self._directory)
         return self._rows
 
     def _open_disk(self, directory: Path) -> diskcache.Cache:

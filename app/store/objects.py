@@ -97,9 +97,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Its text, with a checksum: nothing else covers the manifest's own bytes."""
-        body = json.loads(
-            json.dumps(asdict(self), allow_nan=False)
-        )  # tuples and integer keys as a reader sees them
+        body = json.loads(json.dumps(asdict(self), allow_nan=False))  # tuples and integer keys as a reader sees them
         return json.dumps({**body, "checksum": _checksum(body)}, indent=1, sort_keys=True) + "\n"
 
     @classmethod
@@ -137,9 +135,7 @@ class Artifact:
     def file(self, name: str) -> Path:
         """Where the file `name` lies."""
         if name not in self.manifest.files:
-            raise ValueError(
-                f"no file {name!r} in {self.path}; it has {', '.join(self.manifest.files) or 'none'}"
-            )
+            raise ValueError(f"no file {name!r} in {self.path}; it has {', '.join(self.manifest.files) or 'none'}")
         return self.path / name
 
 

@@ -145,9 +145,7 @@ def _from_factory(model: ModelConfig) -> nn.Module:
         except Exception as error:  # the user's own code may raise anything
             raise BuildError(f"model.target={model.target!r} raised {_first_line(error)}") from error
     if not isinstance(module, nn.Module):
-        raise BuildError(
-            f"model.target={model.target!r} returned a {type(module).__name__}, not an nn.Module"
-        )
+        raise BuildError(f"model.target={model.target!r} returned a {type(module).__name__}, not an nn.Module")
     return module
 
 

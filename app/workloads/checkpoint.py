@@ -29,8 +29,10 @@ def load_into(module: nn.Module, path: Path) -> None:
     ) as error:
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise BuildError(f"checkpoint {path} can't be read as a state dict: {reason}") from error
+    # older checkpoints hold buffers that their module has since stopped saving: it makes them itself
+    unsaved = dict(module.named_buffers()).keys() - module.state_dict().keys()
     try:
-        module.load_state_dict(state)
+        module.load_state_dict({name: value for name, value in state.items() if name not in unsaved})
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise BuildError(f"checkpoint {path} does not fit the model: {' '.join(lines[1:4])}") from error

@@ -43,11 +43,11 @@ class TensorInput:
             config.high,
             config.seed,
         )
-        if not (spec.torch_dtype.is_floating_point or spec.torch_dtype == torch.bool):
-            if spec.low is None or spec.high is None:
-                raise ConfigError(
-                    f"model.inputs[{spec.name}] holds integers: give low and high, the range they are drawn from"
-                )
+        integers = not (spec.torch_dtype.is_floating_point or spec.torch_dtype == torch.bool)
+        if integers and (spec.low is None or spec.high is None):
+            raise ConfigError(
+                f"model.inputs[{spec.name}] holds integers: give low and high, the range they are drawn from"
+            )
         return spec
 
     @property
@@ -104,9 +104,7 @@ def inputs_of_program(
         value = placeholders.get(name)
         if not isinstance(value, torch.Tensor):
             raise BuildError(f"{model.program}: input {name} is not a tensor")
-        shape = tuple(
-            _size(program, size, position, names, dims) for position, size in enumerate(value.shape)
-        )
+        shape = tuple(_size(program, size, position, names, dims) for position, size in enumerate(value.shape))
         config = given.get(name, InputConfig(name=name))
         dtype = str(value.dtype).removeprefix("torch.")
         if not value.is_contiguous():
@@ -140,9 +138,7 @@ def _size(
     if symbol not in names:
         ranges = {str(key): value for key, value in program.range_constraints.items()}
         if symbol not in ranges:
-            raise BuildError(
-                f"the program has a dimension of size {symbol}; only plain dimensions are supported"
-            )
+            raise BuildError(f"the program has a dimension of size {symbol}; only plain dimensions are supported")
         names[symbol] = BATCH if position == 0 and BATCH not in dims else f"dim{len(names)}"
         low, high = int(ranges[symbol].lower), ranges[symbol].upper
         high = int(high) if str(high).isdigit() else 2**31 - 1

