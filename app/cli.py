@@ -34,6 +34,8 @@ INTERRUPTED, TERMINATED, SWEEP_FAILED = 130, 143, 4
 
 def main() -> NoReturn:
     """`python -m app`, and the console script `app`."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m app` has it: model.target may lie in this directory
     register()
     codes: list[int] = []
 
@@ -169,11 +171,15 @@ def _failed(config: DictConfig, record: Record, code: int, error: RunError) -> i
 
 
 def _show(config: DictConfig, record: Record) -> None:
-    if config.get("output") == "json":
-        print(record.to_json())
-    elif record.status == "ok":
-        from .report.console import render
+    try:
+        if config.get("output") == "json":
+            print(record.to_json(), flush=True)
+        elif record.status == "ok":
+            from .report.console import render
 
-        render(record, Console())
+            render(record, Console())
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `| head` say, has seen enough; the record is saved
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if record.error is not None:
         _complain(1, record.error.stage, f"{record.error.message} (record: {record.run_dir}/record.json)")

@@ -11,10 +11,10 @@ import importlib
 import importlib.util
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -122,7 +122,7 @@ class ModelConfig:
     seed: int = factor(0, "torch.manual_seed right before target is called")
     depends_on: list[str] = steers([], "more files or folders the model depends on (contents are hashed)")
     inputs: list[InputConfig] = factor([], "the named inputs, in the order of forward()")
-    dims: dict[str, DimConfig] = factor({}, "ranges of the named dimensions; batch is 1 to 1024 unless given")
+    dims: dict[str, DimConfig] = factor({BATCH: DimConfig()}, "ranges of the named dimensions of the inputs")
     make_inputs: str | None = steers(
         None, "an importable callable (sizes, seed) -> {name: array} that replaces random inputs by real ones"
     )
@@ -146,7 +146,7 @@ class ModelConfig:
     def ranges(self) -> dict[str, DimConfig]:
         """Every named dimension of the inputs with its range, defaults included."""
         used = {size for spec in self.inputs for size in spec.shape or () if isinstance(size, str)}
-        return {name: self.dims.get(name, DimConfig()) for name in sorted(used | set(self.dims))}
+        return {name: self.dims.get(name, DimConfig()) for name in sorted(used)}
 
 
 @dataclass(frozen=True)
@@ -382,6 +382,8 @@ def _schema() -> DictConfig:
     """The schema as OmegaConf wants it: frozen dataclasses compose only with the read-only flag cleared."""
     schema: DictConfig = OmegaConf.structured(Settings)
     _writable(schema)
+    for free in (schema.model.kwargs, schema.mode.inductor):
+        OmegaConf.set_struct(free, False)  # their keys are the user's, who need not write `+`
     return schema
 
 
@@ -399,6 +401,7 @@ def register() -> None:
         "cache_dir": _user_cache_dir,
         "package_file": _package_file,
         "unique": _unique,
+        "fields": lambda: "\n".join(_describe(Settings)),
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(f"app.{name}", resolver, replace=True, use_cache=name == "unique")
@@ -417,6 +420,20 @@ def _package_file(package: str, relative: str) -> str:
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(f"the package {package} is not installed (pip install 'aot-app[minilm]')")
     return str(Path(spec.submodule_search_locations[0]) / relative)
+
+
+def _describe(schema: type, prefix: str = "") -> Iterator[str]:
+    """A help line for each field of the schema."""
+    hints = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        hint, name = hints[field.name], f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(hint):
+            yield from _describe(hint, f"{name}.")
+            continue
+        yield f"  {name}: {field.metadata['help']}"
+        for element, place in ((InputConfig, "[]."), (DimConfig, ".NAME.")):
+            if element in get_args(hint):
+                yield from _describe(element, f"{name}{place}")
 
 
 def _unique() -> str:

@@ -29,6 +29,7 @@ class Context:
         self.settings, self.folder, self.record, self.phases = settings, folder, record, phases
         self.device = resolve_device(settings.device)
         self.cases: list[Case] = []
+        self._torch_is_ready = False
 
     def warn(self, text: str) -> None:
         """Say it in the log and in the record."""
@@ -36,7 +37,10 @@ class Context:
         self.record.warnings.append(text)
 
     def import_torch(self) -> None:
-        """Import torch and set its global switches."""
+        """Import torch and set its global switches, once."""
+        if self._torch_is_ready:
+            return
+        self._torch_is_ready = True
         with self.phases("import"):
             from .numerics import apply_numerics
 

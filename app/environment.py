@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import functools
 import importlib.machinery
 import importlib.metadata
@@ -84,10 +83,10 @@ def cpu_name() -> str:
 @functools.cache
 def gpus() -> list[str]:
     """Compute capability of each CUDA device, like `9.0`, from NVML; empty where there is no driver."""
-    library = ctypes.util.find_library("nvidia-ml")
-    if library is None:
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")  # by name: ctypes.util.find_library runs ldconfig and the C compiler
+    except OSError:
         return []
-    nvml = ctypes.CDLL(library)
     if nvml.nvmlInit_v2() != 0:
         return []
     try:

@@ -67,13 +67,18 @@ class Key:
 
     def diff(self, other: Mapping[str, Any]) -> list[str]:
         """What changed from `other` to this, a short line a factor: `toolchain.torch 2.12.0 -> 2.13.0`."""
-        old, new = dict(_leaves(other)), dict(_leaves(self.factors))
+        old, new = _texts(other), _texts(self.factors)
         names = sorted(old.keys() | new.keys())
         return [
             f"{name} {_short(old.get(name))} -> {_short(new.get(name))}"
             for name in names
             if old.get(name) != new.get(name)
         ]
+
+
+def _texts(factors: Mapping[str, Any]) -> dict[str, str]:
+    """Each leaf as the JSON that is hashed: Python takes 1, 1.0 and True for equal, and the digest doesn't."""
+    return {name: json.dumps(value, sort_keys=True) for name, value in _leaves(factors)}
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -84,9 +89,11 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, list(value) if isinstance(value, tuple) else value
 
 
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else text[:40] + "…" + hashlib.sha256(text.encode()).hexdigest()[:8]
+def _short(text: str | None) -> str:
+    if text is None:
+        return "nothing"
+    shown = str(json.loads(text)) if text.startswith('"') else text
+    return shown if len(shown) <= 60 else shown[:40] + "…" + hashlib.sha256(shown.encode()).hexdigest()[:8]
 
 
 def request_key(settings: Settings, device: str) -> Key:

@@ -50,7 +50,7 @@ def find(store: Store, request: Key, named: dict[str, Path]) -> Found | NotFound
         except (KeyError, TypeError, ValueError):
             changed = "an entry of the index is malformed"
         reasons.append(changed)
-    return NotFound(reasons or _explain(store, request))
+    return NotFound(list(dict.fromkeys(reasons)) or _explain(store, request))
 
 
 def open_objects(store: Store, digest: str, weights: str | None, outcome: Outcome) -> Found | NotFound:

@@ -11,6 +11,7 @@ from . import environment
 from .acquire import acquire, demand, load, opened
 from .benchmark import benchmark, measure_memory
 from .context import Context
+from .dependencies import named_files
 from .errors import AppError
 from .fallback import COMPILED, EAGER, step_down
 from .lookup import Found
@@ -29,6 +30,7 @@ def run(context: Context) -> None:
         AppError: a stage failed, and the fallback policy raises, or there is nothing to fall back to.
     """
     context.record.environment = environment.describe(context.device)
+    named_files(context.settings)  # a file that isn't there is a mistake in the config, whatever is done with it
     say_limits(context)
     compiled = None
     if context.settings.mode.engine == EAGER:

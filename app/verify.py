@@ -32,11 +32,14 @@ class Judge:
         """Run compiled, eager and float64 on the same inputs, and measure."""
         args, kwargs = self._workload.call(batch, seed)
         with torch.inference_mode():
-            ours = compiled(*args, **kwargs)
+            try:
+                ours = compiled(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - whatever compiled code raises, eager below doesn't
+                ours = error
             eager = self._eager(*args, **kwargs)
             exact = _run_float64(self._exact, args, kwargs) if self._exact is not None else None
         reference, name = (exact, "float64") if exact is not None else (eager, "eager")
-        problem = _mismatch(ours, eager, reference)
+        problem = f"it raised {ours!r}" if isinstance(ours, Exception) else _mismatch(ours, eager, reference)
         if problem is not None:
             return Case(batch, seed, name, math.inf, 0.0, math.inf, problem)
         rel_l2, max_abs = _distance(ours, reference)

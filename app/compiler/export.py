@@ -107,7 +107,6 @@ def _spec(workload: Workload, program: ExportedProgram) -> CallSpec:
         dims={name: (dim.min, dim.max) for name, dim in workload.dims.items()},
         device=workload.device.partition(":")[0],
         out_spec=text,
-        out_leaves=out_spec.num_leaves,
         out_modules=tuple(sorted(_modules(out_spec))),
         out_constants=constants,
     )

@@ -58,6 +58,8 @@ def lower(exported: Exported, options: Mapping[str, Any], folder: Path, scratch:
     import torch._inductor
 
     check_options(options)
+    # sets Inductor's own switch too: `apply_numerics` doesn't, because that imports Inductor
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
     program = exported.program
     external = not options["freezing"]
     args, kwargs = program.example_inputs or ((), {})

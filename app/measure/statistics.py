@@ -16,9 +16,10 @@ NUM_RESAMPLES = 1000
 # More values narrow the interval no further than a machine's drift widens it.
 MAX_RESAMPLED_VALUES = 2000
 
-# Beyond these a figure is printed with a warning. The first is pyperf's.
-MAX_STDEV_OF_MEAN = 0.10
-MAX_P99_OF_P50 = 3.0
+# Beyond these a figure is printed with a warning. Percentiles, where pyperf takes the standard deviation: a single
+# interrupted call of some thousand would make that larger than the mean.
+MAX_P90_OF_P50 = 1.25
+MAX_P99_OF_P50 = 10.0
 MAX_DRIFT = 0.10
 # Halves of fewer values than this differ by chance alone.
 FEWEST_FOR_DRIFT = 10
@@ -75,8 +76,8 @@ def stability_warnings(name: str, samples: Samples) -> list[str]:
     warnings = []
     if latency.count < samples.min_samples:
         warnings.append(f"only {latency.count} of {samples.min_samples} samples within the budget")
-    if latency.stdev > MAX_STDEV_OF_MEAN * latency.mean:
-        warnings.append(f"stdev is {latency.stdev / latency.mean:.0%} of mean; the figures may be unstable")
+    if latency.p90 > MAX_P90_OF_P50 * latency.p50:
+        warnings.append(f"one call in ten took {latency.p90 / latency.p50 - 1:.0%} longer than the median")
     if latency.p99 > MAX_P99_OF_P50 * latency.p50:
         warnings.append(f"p99 is {latency.p99 / latency.p50:.0f} x p50; something else may be using the machine")
     drift = _drift(_values(samples))

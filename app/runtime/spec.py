@@ -47,14 +47,12 @@ class CallSpec:
         out_spec: The output's pytree, as `torch.utils._pytree.treespec_dumps` writes it.
         out_modules: Modules to import so that the output's classes are known to pytree.
         out_constants: Leaves of the output that are no tensors, by position.
-        out_leaves: How many leaves the output has.
     """
 
     inputs: tuple[InputSpec, ...]
     dims: Mapping[str, tuple[int, int]]
     device: str
     out_spec: str
-    out_leaves: int
     out_modules: tuple[str, ...] = ()
     out_constants: Mapping[str, Any] = field(default_factory=dict)
 
@@ -70,7 +68,6 @@ class CallSpec:
             dims={name: (low, high) for name, (low, high) in data["dims"].items()},
             device=data["device"],
             out_spec=data["out_spec"],
-            out_leaves=data["out_leaves"],
             out_modules=tuple(data["out_modules"]),
             out_constants=data["out_constants"],
         )
@@ -165,14 +162,10 @@ class Boundary:
 
     def restore(self, tensors: Sequence[torch.Tensor]) -> Any:
         """The output in the structure that the module itself gives."""
-        if self._constants:
-            remaining = iter(tensors)
-            leaves = [
-                self._constants[position] if position in self._constants else next(remaining)
-                for position in range(self.spec.out_leaves)
-            ]
-            return pytree.tree_unflatten(leaves, self._out_spec)
-        return pytree.tree_unflatten(list(tensors), self._out_spec)
+        leaves: list[Any] = list(tensors)
+        for position, value in self._constants.items():
+            leaves[position] = value  # the program gives a number as a tensor, and None as None
+        return pytree.tree_unflatten(leaves, self._out_spec)
 
 
 def _dtype(value: torch.Tensor) -> str:
