@@ -34,8 +34,9 @@ INTERRUPTED, TERMINATED, SWEEP_FAILED = 130, 143, 4
 
 def main() -> NoReturn:
     """`python -m app`, and the console script `app`."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m app` has it: model.target may lie in this directory
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)  # as `python -m app` has it: model.target may lie in this directory
     register()
     codes: list[int] = []
 

@@ -422,7 +422,7 @@ def _package_file(package: str, relative: str) -> str:
     return str(Path(spec.submodule_search_locations[0]) / relative)
 
 
-def _describe(schema: type, prefix: str = "") -> Iterator[str]:
+def _describe(schema: Any, prefix: str = "") -> Iterator[str]:
     """A help line for each field of the schema."""
     hints = get_type_hints(schema)
     for field in dataclasses.fields(schema):

@@ -99,12 +99,12 @@ def changed(recorded: Iterable[list[Any]], named: dict[str, Path]) -> str | None
         path = _find(kind, where, named, roots)
         if path is None:
             return f"{where} is gone"
-        where = where if "/" in where or kind == "setting" else path.name
+        shown = where if "/" in where or kind == "setting" else path.name
         try:
             if stat != stat_of(path) and sha256 != sha256_of(path):
-                return f"{where} changed"
+                return f"{shown} changed"
         except OSError as error:
-            return f"{where} can't be read: {error.strerror}"
+            return f"{shown} can't be read: {error.strerror}"
     return None
 
 

@@ -81,4 +81,5 @@ def _explain(store: Store, request: Key) -> list[str]:
     if not recent:
         return ["the cache is empty"]
     differences, model = min(recent, key=lambda item: len(item[0]))
-    return [f"{line} (nearest: {model})" for line in differences] or ["the entry was dropped"]
+    *others, last = differences or ["its entry was dropped"]
+    return [*others, f"{last} (nearest: {model})"]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PERCENTILES = ("p50", "p90", "p99")
 # Which percentiles, and whether the speed-up's interval, from rich to poor: the first that fits is shown.
 LAYOUTS = ((PERCENTILES, True), (PERCENTILES, False), (("p50", "p99"), False), (("p50",), False))
+MAX_WARNINGS = 4  # a noisy machine has one for every figure
 SHORTEST_PHASE_S = 1e-3
 STYLES = {"failed": "bold red", "fallback": "yellow", "warning": "yellow"}
 LABEL_WIDTH = 10
@@ -137,8 +138,10 @@ def _notes(record: Record) -> Iterator[tuple[str, str]]:
         yield "time", _listed(phases)
     if record.cache:
         yield "cache", _outcome(record.cache)
-    for warning in record.warnings:
+    for warning in record.warnings[:MAX_WARNINGS]:
         yield "warning", warning
+    if len(record.warnings) > MAX_WARNINGS:
+        yield "warning", f"and {len(record.warnings) - MAX_WARNINGS} more, in the record"
     if record.run_dir:
         yield "record", str(Path(record.run_dir) / "record.json")
 
