@@ -56,7 +56,7 @@ def acquire(context: Context, store: Store) -> Found:
     record.key = KeyInfo(request.digest, None, dict(request.factors))
     with phases("lookup"):
         found = lookup.find(store, request, named)
-    reasons = found.reasons if isinstance(found, NotFound) else []
+    reasons = found.reasons if isinstance(found, NotFound) and context.settings.cache.dir else []
     if isinstance(found, NotFound):
         record.cache = CacheInfo("miss" if context.settings.cache.dir else "off", reasons)
         logger.info("miss: %s", "; ".join(reasons))

@@ -8,12 +8,10 @@ files of the place where the set was recorded.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import sys
 import sysconfig
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,11 +20,7 @@ from typing import Any
 
 from .config import Settings
 from .errors import ConfigError
-
-# A file younger than this may change again without its time stamp moving (git calls such an entry racy).
-SETTLED_NS = 2_000_000_000
-
-Stat = list[int]
+from .files import Stat, settled, sha256_of, stat_of
 
 
 @dataclass(frozen=True)
@@ -51,27 +45,11 @@ class Dependency:
         return [self.kind, self.where, self.sha256, self.stat]
 
 
-def stat_of(path: Path) -> Stat:
-    """The tuple that changes whenever a file's content does, once the file is old enough."""
-    found = path.stat()
-    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-
-
-def sha256_of(path: Path) -> str:
-    """The digest of a file, or of a folder: its files' relative paths and digests."""
-    if path.is_dir():
-        files = sorted(item for item in path.rglob("*") if item.is_file() and "__pycache__" not in item.parts)
-        lines = (f"{item.relative_to(path).as_posix()} {sha256_of(item)}\n" for item in files)
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def take(kind: str, where: str, path: Path) -> Dependency:
     """A dependency as the file is now."""
+    path = path.resolve()
     stat = stat_of(path)
-    settled = not path.is_dir() and time.time_ns() - max(stat[3:]) > SETTLED_NS
-    return Dependency(kind, where, sha256_of(path), stat if settled else [])
+    return Dependency(kind, where, sha256_of(path), stat if settled(stat) and not path.is_dir() else [])
 
 
 def named_files(settings: Settings) -> dict[str, Path]:
@@ -101,6 +79,7 @@ def changed(recorded: Iterable[list[Any]], named: dict[str, Path]) -> str | None
             return f"{where} is gone"
         shown = where if "/" in where or kind == "setting" else path.name
         try:
+            path = path.resolve()
             if stat != stat_of(path) and sha256 != sha256_of(path):
                 return f"{shown} changed"
         except OSError as error:

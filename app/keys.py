@@ -16,7 +16,9 @@ from typing import Any
 
 from .config import Settings
 from .environment import python_version, target, toolchain
+from .errors import ConfigError
 
+# Raise it when the same factors come to mean other code: a change of what compiler/ does, say.
 KEY_SCHEMA = 1
 
 
@@ -102,6 +104,9 @@ def request_key(settings: Settings, device: str) -> Key:
     Args:
         settings: The run's settings.
         device: The resolved device, `cpu` or `cuda:N`; its kind is a factor, its index is not.
+
+    Raises:
+        ConfigError: a value of the config has no canonical form.
     """
     factors = {
         "schema": KEY_SCHEMA,
@@ -110,6 +115,10 @@ def request_key(settings: Settings, device: str) -> Key:
         "toolchain": {**toolchain(), "python": python_version()},
         "target": target(device),
     }
+    try:
+        canonical(factors)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the config can't be part of a key: {error}") from error
     return Key(factors)
 
 

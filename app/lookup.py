@@ -47,7 +47,7 @@ def find(store: Store, request: Key, named: dict[str, Path]) -> Found | NotFound
                 if isinstance(found, Found):
                     return found
                 changed = found.reasons[0]
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             changed = "an entry of the index is malformed"
         reasons.append(changed)
     return NotFound(list(dict.fromkeys(reasons)) or _explain(store, request))
@@ -77,7 +77,11 @@ def remember(store: Store, request: Key, entry: Mapping[str, Any], model: str) -
 
 def _explain(store: Store, request: Key) -> list[str]:
     """What differs from the nearest recent request."""
-    recent = [(request.diff(entry["factors"]), entry["model"]) for entry in store.entries(_RECENT)]
+    recent = [
+        (request.diff(entry["factors"]), entry.get("model"))
+        for entry in store.entries(_RECENT)
+        if isinstance(entry.get("factors"), dict)
+    ]
     if not recent:
         return ["the cache is empty"]
     differences, model = min(recent, key=lambda item: len(item[0]))

@@ -40,6 +40,7 @@ from .objects import (
     place,
     read_manifest,
     seal,
+    stats_of,
 )
 from .staging import stage, staged, sweep
 
@@ -136,18 +137,24 @@ class Store:
                     yield manifest
 
     def read(self, kind: str, digest: str) -> Hit | Miss | Corrupt:
-        """Hash every byte of an object and compare with its manifest; what is wrong is quarantined.
+        """Compare every file of an object with its manifest; what is wrong is quarantined.
 
-        A malformed digest is a miss, since it comes from the index.
+        A file is hashed unless it was before and its stat tuple is the same. A malformed digest is a miss, since
+        it comes from the index.
         """
         if not is_digest(digest):
             return Miss(f"{digest!r} is not a digest")
         path = self._path(kind, digest)
-        found = look(path, kind, digest)
+        hashed = f"hashed/{kind}/{digest}"
+        known = self.noted(hashed)
+        known = known if isinstance(known, dict) else {}
+        found = look(path, kind, digest, known)
+        if isinstance(found, Hit) and not self.readonly and (stats := stats_of(found.artifact)) != known:
+            self.note(hashed, stats)
         if isinstance(found, Corrupt) and not self.readonly:
             try:
                 with self._commit(digest):
-                    found = look(path, kind, digest)  # another process may have healed it
+                    found = look(path, kind, digest, {})  # another process may have healed it
                     if isinstance(found, Corrupt):
                         self._move_away(path, found.reason)
             except StoreError as error:
@@ -232,7 +239,7 @@ class Store:
         """Under a lock, so that nobody quarantines by an old reading what somebody has just healed."""
         manifest = artifact.manifest
         with self._commit(manifest.digest):
-            match look(artifact.path, manifest.kind, manifest.digest):
+            match look(artifact.path, manifest.kind, manifest.digest, {}):
                 case Hit(existing):
                     return existing
                 case Corrupt(reason=reason):

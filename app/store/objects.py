@@ -14,9 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..errors import StoreError
+from ..files import Stat, settled, stat_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from io import BufferedReader
 
 MANIFEST = "manifest.json"
@@ -161,10 +162,13 @@ class Corrupt:
     reason: str
 
 
-def look(path: Path, kind: str, digest: str) -> Hit | Miss | Corrupt:
-    """Check every byte of the object at `path`; raises `StoreError` if this process may not read it."""
+def look(path: Path, kind: str, digest: str, known: Mapping[str, Stat]) -> Hit | Miss | Corrupt:
+    """Check the object at `path`; raises `StoreError` if this process may not read it.
+
+    Files whose stat tuple is among the `known`, by name, were hashed before and are not read again.
+    """
     try:
-        return Hit(_check(path, kind, digest))
+        return Hit(_check(path, kind, digest, known))
     except (OSError, ValueError) as error:
         reason = str(error)
         if isinstance(error, OSError):
@@ -222,7 +226,16 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _check(path: Path, kind: str, digest: str) -> Artifact:
+def stats_of(artifact: Artifact) -> dict[str, Stat]:
+    """The stat tuples of an object's files, of those that are old enough to tell a change by."""
+    try:
+        stats = {name: stat_of(artifact.path / name) for name in artifact.manifest.files}
+    except OSError:  # moved away since it was read
+        return {}
+    return {name: stat for name, stat in stats.items() if settled(stat)}
+
+
+def _check(path: Path, kind: str, digest: str, known: Mapping[str, Stat]) -> Artifact:
     if path.is_symlink():
         raise ValueError("a symlink stands in its place")
     manifest = read_manifest(path)
@@ -231,7 +244,7 @@ def _check(path: Path, kind: str, digest: str) -> Artifact:
     if extra := set(_names_in(path)) - {MANIFEST} - set(manifest.files):
         raise ValueError(f"{min(extra)!r} is not in its manifest")
     for name, info in manifest.files.items():
-        if (found := _fingerprint(path / name)) != info:
+        if known.get(name) != stat_of(path / name) and (found := _fingerprint(path / name)) != info:
             raise ValueError(f"{name!r} has {_words(found)}; its manifest says {_words(info)}")
     return Artifact(path, manifest)
 

@@ -18,9 +18,7 @@ def digest_of(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def publish(
-    store: Store, name: str = "a", files: dict[str, bytes] | None = None, kind: str = "objects"
-) -> Artifact:
+def publish(store: Store, name: str = "a", files: dict[str, bytes] | None = None, kind: str = "objects") -> Artifact:
     """Publish an object of the digest of `name`, with one direct entry of the request `request-<name>`."""
     files = {"model.so": b"code", "extra/constants.bin": b"numbers"} if files is None else files
     with store.staging() as folder:

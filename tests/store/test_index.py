@@ -64,9 +64,7 @@ def plant_pickle_file(store, request, payload):
 
 
 @pytest.mark.parametrize("plant", [plant_pickle_value, plant_pickle_file])
-def test_a_planted_pickle_is_not_run_and_the_index_is_made_again(
-    store, request_digest, tmp_path, caplog, plant
-):
+def test_a_planted_pickle_is_not_run_and_the_index_is_made_again(store, request_digest, tmp_path, caplog, plant):
     plant(store, request_digest, Payload(tmp_path / "ran"))
     with caplog.at_level(logging.WARNING):
         assert store.entries(request_digest) == [{"object": one.digest} for one in store.manifests()] != []

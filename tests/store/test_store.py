@@ -311,7 +311,4 @@ def test_a_readonly_store_that_is_not_there_is_refused(tmp_path):
 
 def test_the_store_does_not_import_torch():
     program = "import sys, app.store; sys.exit('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False).returncode
-        == 0
-    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False).returncode == 0

@@ -1,0 +1,36 @@
+"""Files: their digests, and the stat tuples that say when a digest taken before still holds."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+# A file younger than this may change again without its time stamps moving (git calls such an index entry racy).
+SETTLED_NS = 2_000_000_000
+
+Stat = list[int]
+
+
+def stat_of(path: Path) -> Stat:
+    """Device, inode, size, and mtime and ctime in ns: some of it moves whenever a settled file's content does.
+
+    Symbolic links are not followed.
+    """
+    found = path.lstat()
+    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def settled(stat: Stat) -> bool:
+    """Whether a digest taken now may be remembered under this tuple."""
+    return time.time_ns() - max(stat[3:]) > SETTLED_NS
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file, or of a folder: its files' relative paths and digests."""
+    if path.is_dir():
+        files = sorted(item for item in path.rglob("*") if item.is_file() and "__pycache__" not in item.parts)
+        lines = (f"{item.relative_to(path).as_posix()} {sha256_of(item)}\n" for item in files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
