@@ -199,6 +199,8 @@ def demand(context: Context, store: Store, found: Found, cases: Sequence[Case]) 
     manifest = found.artifact.manifest
     if refusal(cases, manifest.verified["multiple"], manifest.verified["floor"]) and not store.readonly:
         store.quarantine("objects", manifest.digest, f"verification: {why}")
+        if found.weights is not None:  # either may be the wrong one, and both are made again
+            store.quarantine("weights", found.weights.digest, f"verification: {why}")
     raise VerifyError(why)
 
 

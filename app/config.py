@@ -121,6 +121,9 @@ class ModelConfig:
     )
     seed: int = factor(0, "torch.manual_seed right before target is called")
     depends_on: list[str] = steers([], "more files or folders the model depends on (contents are hashed)")
+    environment: list[str] = factor(
+        [], "environment variables the model reads: the worker gets them, the key holds them"
+    )
     inputs: list[InputConfig] = factor([], "the named inputs, in the order of forward()")
     dims: dict[str, DimConfig] = factor({BATCH: DimConfig()}, "ranges of the named dimensions of the inputs")
     make_inputs: str | None = steers(

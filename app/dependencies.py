@@ -8,6 +8,7 @@ files of the place where the set was recorded.
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -28,10 +29,11 @@ class Dependency:
     """One file: how to find it again, its content, and the stat tuple under which the digest was taken.
 
     Attributes:
-        kind: `module` (where is `top-level/relative path`), `file` (a path as it was opened), or `setting` (a field
-            of the model config that names a file or folder).
+        kind: `module` (where is `top-level/relative path`), `file` (a path as it was opened), `setting` (a field
+            of the model config that names a file or folder), or, for what was looked for and is not there,
+            `no-module` (a dotted name) and `no-file` (a path).
         where: The place, in the terms of its kind.
-        sha256: Digest of the content.
+        sha256: Digest of the content; empty for what is not there.
         stat: Device, inode, size, mtime and ctime in ns; empty where the file was too young to trust them.
     """
 
@@ -74,10 +76,16 @@ def changed(recorded: Iterable[list[Any]], named: dict[str, Path]) -> str | None
     """The first dependency that differs from what is there now, as a reason; None when all are unchanged."""
     roots: dict[str, list[Path]] = {}
     for kind, where, sha256, stat in recorded:
+        if kind in {"no-module", "no-file"}:
+            if _is_module(where, roots) if kind == "no-module" else Path(where).exists():
+                return f"{where} is there now"
+            continue
         path = _find(kind, where, named, roots)
         if path is None:
             return f"{where} is gone"
         shown = where if "/" in where or kind == "setting" else path.name
+        if kind == "module" and path.suffix == ".py" and (path.with_suffix("") / "__init__.py").exists():
+            return f"{shown} is shadowed by a package of its name"
         try:
             path = path.resolve()
             if stat != stat_of(path) and sha256 != sha256_of(path):
@@ -93,9 +101,27 @@ def _find(kind: str, where: str, named: dict[str, Path], roots: dict[str, list[P
     if kind == "file":
         return Path(where)
     top, _, rest = where.partition("/")
+    return next((path for root in _known(top, roots) if (path := root / rest if rest else root).exists()), None)
+
+
+def _is_module(name: str, roots: dict[str, list[Path]]) -> bool:
+    """Whether a dotted name could be imported now; nothing is imported to find out."""
+    top, *rest = name.split(".")
+    if not rest:
+        return bool(_known(top, roots))
+    places = [root.joinpath(*rest) for root in _known(top, roots)]
+    suffixes = (".py", *importlib.machinery.EXTENSION_SUFFIXES)
+    return any((place / "__init__.py").exists() or _has_suffix(place, suffixes) for place in places)
+
+
+def _has_suffix(place: Path, suffixes: Iterable[str]) -> bool:
+    return any(place.with_name(place.name + suffix).exists() for suffix in suffixes)
+
+
+def _known(top: str, roots: dict[str, list[Path]]) -> list[Path]:
     if top not in roots:
         roots[top] = _roots(top)
-    return next((path for root in roots[top] if (path := root / rest if rest else root).exists()), None)
+    return roots[top]
 
 
 def _roots(top: str) -> list[Path]:
@@ -112,7 +138,7 @@ def _roots(top: str) -> list[Path]:
 
 
 class Recorder:
-    """What building a model read: every module loaded, every file opened.
+    """What building a model read: every module loaded, every file opened, and what it looked for in vain.
 
     Modules of the standard library and of torch are left out: the toolchain's factors cover them.
     """
@@ -122,6 +148,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._opened: set[str] = set()
+        self._searched: set[str] = set()
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -141,74 +168,67 @@ class Recorder:
         if isinstance(path, bytes | str | os.PathLike):
             self._opened.add(os.fsdecode(path))
 
+    def searched(self, name: str) -> None:
+        """Note a module that was looked for."""
+        self._searched.add(name)
+
     def dependencies(self, settings: Settings) -> list[Dependency]:
         """Everything recorded, each file once, with the files that the config names."""
-        found = {path: ("setting", name) for name, path in named_files(settings).items()}
-        known = {path.resolve() for path in found}
-        for where, path in _module_files():
-            if path not in known:
-                found[path], known = ("module", where), known | {path}
-        roots = {
-            top: _roots(top)
-            for top in {where.partition("/")[0] for kind, where in found.values() if kind == "module"}
-        }
+        found = {path.resolve(): ("setting", name) for name, path in named_files(settings).items()}
+        roots: dict[str, list[Path]] = {}
+        for top, path in _module_files():
+            found.setdefault(path, _place(path, str(path), [top], roots))
+        tops = sorted({top for top, _ in _module_files()})
+        missing = sorted(self._searched - sys.modules.keys())
+        # a module whose own import failed was found all the same
+        absent = [Dependency("no-module", name, "") for name in missing if not _is_module(name, roots)]
         for text in sorted(self._opened):
-            path = Path(text)
-            resolved = path.resolve()
-            if resolved in known or not resolved.is_file() or _covered(resolved):
-                continue
-            known.add(resolved)
-            inside = _inside(resolved, roots)
-            found[path] = ("module", inside) if inside else ("file", text)
-        return [take(kind, where, path) for path, (kind, where) in found.items()]
+            path = Path(text).resolve()
+            if path.is_file() and not _covered(path):
+                found.setdefault(path, _place(path, text, tops, roots))
+            elif not path.exists() and not _covered(path):
+                absent.append(Dependency("no-file", text, ""))
+        return [take(kind, where, path) for path, (kind, where) in found.items()] + absent
 
 
-def _inside(path: Path, roots: dict[str, list[Path]]) -> str | None:
-    """A data file of an imported package, in terms of the package."""
-    for top, places in roots.items():
-        for root in places:
-            if root.is_dir() and path.is_relative_to(root.resolve()):
-                return f"{top}/{path.relative_to(root.resolve()).as_posix()}"
-    return None
+def _place(path: Path, text: str, tops: Iterable[str], roots: dict[str, list[Path]]) -> tuple[str, str]:
+    """Kind and place of a file: in terms of the imported package that it is a part of, if it is."""
+    for top in tops:
+        for root in (root.resolve() for root in _known(top, roots)):
+            if path == root:
+                return "module", top
+            if path.is_relative_to(root):
+                return "module", f"{top}/{path.relative_to(root).as_posix()}"
+    return "file", text
 
 
 def _module_files() -> Iterator[tuple[str, Path]]:
     for name, module in sorted(sys.modules.items()):
         origin = getattr(module, "__file__", None)
-        if not isinstance(origin, str) or name == "__main__":
-            continue
-        path = Path(origin).resolve()
-        if not path.is_file() or _covered(path):
-            continue
-        top = name.partition(".")[0]
-        for root in _roots(top):
-            if path == root.resolve():
-                yield top, path
-            elif root.is_dir() and path.is_relative_to(root.resolve()):
-                yield f"{top}/{path.relative_to(root.resolve()).as_posix()}", path
+        if isinstance(origin, str) and name != "__main__":
+            path = Path(origin).resolve()
+            if path.is_file() and not _covered(path):
+                yield name.partition(".")[0], path
 
 
 def _covered(path: Path) -> bool:
     """Whether a factor of the toolchain, or nothing that lasts, stands for this file."""
-    return path.suffix == ".pyc" or any(path.is_relative_to(place) for place in _COVERED)
+    in_stdlib = path.is_relative_to(_STDLIB) and not any(path.is_relative_to(place) for place in _SITE)
+    return path.suffix == ".pyc" or in_stdlib or any(path.is_relative_to(place) for place in _COVERED)
 
 
-def _covered_places() -> list[Path]:
-    stdlib = Path(sysconfig.get_path("stdlib")).resolve()
-    site = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]
-    torch = importlib.util.find_spec("torch")
-    places = [Path(root).resolve() for root in (torch.submodule_search_locations or [])] if torch else []
-    places += [Path(root) for root in ("/proc", "/sys", "/dev")]
-    # site-packages lies inside the standard library's folder, and is not covered
-    places += [item for item in stdlib.iterdir() if item.resolve() not in site]
-    return places
-
-
-_COVERED = _covered_places()
+_STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
+_SITE = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]  # lies inside of it, often
+_COVERED = [*_roots("torch"), *map(Path, ("/proc", "/sys", "/dev"))]
 
 
 def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and (recorder := Recorder._active) is not None:  # noqa: SLF001 - this module's own
+    recorder = Recorder._active  # noqa: SLF001 - this module's own
+    if recorder is None:
+        return
+    if event == "import":
+        recorder.searched(arguments[0])
+    elif event == "open":
         path, mode, flags = arguments
         if (isinstance(mode, str) and "r" in mode) or (mode is None and not flags & (os.O_WRONLY | os.O_RDWR)):
             recorder.opened(path)

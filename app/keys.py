@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -108,9 +109,11 @@ def request_key(settings: Settings, device: str) -> Key:
     Raises:
         ConfigError: a value of the config has no canonical form.
     """
+    config = settings.factors()
+    config["model"]["environment"] = {name: os.environ.get(name) for name in settings.model.environment}
     factors = {
         "schema": KEY_SCHEMA,
-        **settings.factors(),
+        **config,
         "device": device.partition(":")[0],
         "toolchain": {**toolchain(), "python": python_version()},
         "target": target(device),

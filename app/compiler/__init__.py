@@ -29,7 +29,9 @@ from .worker import ARTIFACT, WEIGHTS_FOLDER
 # Inductor reads as an option.
 ALLOWED_ENVIRONMENT = (
     "PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "CXX", "CPATH", "LIBRARY_PATH", "LD_LIBRARY_PATH",
-    "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "HF_HOME", "COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START",
+    "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME", "HF_TOKEN", "HF_HUB_OFFLINE",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE",
+    "COVERAGE_PROCESS_CONFIG",
 )  # fmt: skip
 
 _BOOTSTRAP = """
@@ -109,7 +111,8 @@ def compile_in_worker(
         "store": str(store),
         "debug": settings.debug,
     }
-    environment = {name: os.environ[name] for name in ALLOWED_ENVIRONMENT if name in os.environ}
+    allowed = (*ALLOWED_ENVIRONMENT, *settings.model.environment)
+    environment = {name: os.environ[name] for name in allowed if name in os.environ}
     environment |= {"TORCHINDUCTOR_CACHE_DIR": str(private), "PYTHONDONTWRITEBYTECODE": "1"}
     result = _Worker(message, environment, log, on_phase).run(settings.compile.timeout_s)
     if not warm.exists():

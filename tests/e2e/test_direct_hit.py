@@ -59,8 +59,6 @@ def test_direct_hit_imports_no_inductor_exports_nothing_and_runs_no_process(
 
 @pytest.mark.slow
 def test_the_same_process_can_not_compile(run_app, fresh_store):
-    run = run_app(
-        ["model=linear", f"cache.dir={fresh_store}"], env=NO_COMPILER, program=("-c", WITHOUT_COMPILERS)
-    )
+    run = run_app(["model=linear", f"cache.dir={fresh_store}"], env=NO_COMPILER, program=("-c", WITHOUT_COMPILERS))
     assert run.code != 0
     assert "a direct hit runs" in run.stderr

@@ -1,0 +1,97 @@
+"""Where artifacts live: nowhere, where nothing may be written, where nothing fits, and where many write at once."""
+
+from __future__ import annotations
+
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+
+NO_COMPILER = {"CXX": "/nonexistent"}
+
+
+@contextmanager
+def small_disk(path, size):
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"can't mount here: {error}")
+    if done.returncode:
+        pytest.skip(f"can't mount here: {done.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["graceful", "strict"])
+def test_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(run_app, tmp_path, policy):
+    with small_disk(tmp_path / "disk", "300k") as disk:
+        store = disk / "store"
+        run = run_app(["model=linear", f"fallback={policy}", f"cache.dir={store}"])
+        told = [line for line in run.stderr.splitlines() if "No space left" in line]
+        assert "Traceback" not in run.stderr
+        assert not list(store.glob("objects/??/*"))
+        assert not list(store.glob("tmp/*"))
+        if policy == "strict":
+            assert run.code == 1
+            assert run.record["status"] == "failed"
+            assert "No space left" in run.record["error"]["message"]
+        else:
+            assert run.code == 0, run.stderr
+            assert run.record["rung"] == "eager"
+            assert [step["to"] for step in run.record["fallbacks"]] == ["eager"]
+            assert "No space left" in run.record["fallbacks"][0]["reason"]
+        assert len([line for line in told if line.startswith(("WARNING: fallback", "error at"))]) == 1, run.stderr
+
+
+@pytest.mark.slow
+def test_cache_off_compiles_serves_and_keeps_nothing(run_app, tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    run = run_app(["model=linear", "cache=off"], env={"TMPDIR": str(temporary)})
+    assert run.code == 0, run.stderr
+    assert (run.record["cache"]["outcome"], run.record["rung"]) == ("off", "compiled")
+    assert run.record["verify"]["passed"]
+    assert list(temporary.iterdir()) == []
+
+
+def picture(root):
+    return {str(path): path.lstat().st_mtime_ns for path in root.rglob("*")}
+
+
+@pytest.mark.slow
+def test_read_only_cache_serves_a_hit_and_is_not_touched(run_app, hit_args, copied_store):
+    store = copied_store("linear")
+    before = picture(store)
+    args = [*hit_args("linear"), "cache=readonly", f"cache.dir={store}"]
+    record = run_app(args, env=NO_COMPILER).record
+    assert (record["cache"]["outcome"], record["rung"]) == ("direct-hit", "compiled")
+    assert picture(store) == before
+
+
+@pytest.mark.slow
+def test_read_only_cache_serves_a_miss_by_eager_or_fails_when_strict(run_app, hit_args, copied_store):
+    store = copied_store("linear")
+    before = picture(store)
+    args = [*hit_args("linear"), "model.seed=9", "cache=readonly", f"cache.dir={store}"]
+    graceful, strict = run_app(args), run_app([*args, "fallback=strict"])
+    assert (graceful.code, graceful.record["rung"]) == (0, "eager")
+    (step,) = graceful.record["fallbacks"]
+    assert (step["stage"], "read-only" in step["reason"]) == ("store", True)
+    assert (strict.code, strict.record["error"]["stage"]) == (1, "store")
+    assert picture(store) == before
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_compile_once(start_app, finish_app, fresh_store, num_objects):
+    args = ["model=linear", f"cache.dir={fresh_store}"]
+    runs = [finish_app(process) for process in [start_app(args) for _ in range(4)]]
+    assert [run.code for run in runs] == [0] * 4, [run.stderr for run in runs]
+    assert sorted(run.record["cache"]["outcome"] for run in runs) == ["direct-hit"] * 3 + ["miss"]
+    assert {run.record["rung"] for run in runs} == {"compiled"}
+    assert num_objects(fresh_store) == 1
+    assert list((fresh_store / "tmp").iterdir()) == []

@@ -1,0 +1,48 @@
+"""The worked examples in conf/experiment/ compose, and bf16 runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.cli import config_dir
+
+EXPERIMENTS = sorted(path.stem for path in (Path(config_dir()) / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_composes_into_settings(compose_settings, experiment):
+    settings = compose_settings([f"experiment={experiment}"])
+    assert settings.mode.name == "max-autotune"
+    assert settings != compose_settings([])
+
+
+def test_there_are_experiments():
+    assert {"bf16-strict", "external-weights"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.slow
+def test_bf16_is_compared_with_fp32_and_with_eager_in_its_own_precision(compiled, run_app, hit_args):
+    record = compiled("bf16").record
+    assert (record["precision"], record["rung"], record["fallbacks"]) == ("bf16", "compiled", [])
+    assert set(record["latency_ms"]) == {"eager", "compiled", "eager_bf16"}
+    for size, ratio in record["speedup_same_precision"].items():
+        own, ours = (record["latency_ms"][name][size]["p50"] for name in ("eager_bf16", "compiled"))
+        assert ratio == pytest.approx(own / ours)
+    assert record["verify"]["passed"]
+    assert all(case["rel_l2"] > 1e-5 for case in record["verify"]["cases"])  # it is bf16 indeed
+    again = run_app(hit_args("bf16"), env={"CXX": "/nonexistent"}).record
+    assert (again["cache"]["outcome"], again["rung"]) == ("direct-hit", "compiled")
+
+
+@pytest.mark.slow
+def test_bf16_output_has_the_dtype_and_nearly_the_values_of_eager(acquire_here, hit_args, assert_same):
+    import torch
+
+    job = acquire_here(hit_args("bf16"))
+    (value,), _ = job.context.workload.call(3)
+    with torch.inference_mode():
+        ours = job.model(value)
+        assert ours.dtype == torch.float32
+        assert_same(ours, job.context.same_precision(value), rtol=2e-2, atol=2e-2)

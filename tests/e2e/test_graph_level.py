@@ -1,0 +1,45 @@
+"""The graph level: changed text of an unchanged program costs a trace, not a compile."""
+
+from __future__ import annotations
+
+import pytest
+
+TEXT = """
+    from torch import nn
+
+    class Doubler(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(x) * 2.0
+"""
+INPUTS = "model.inputs=[{name: x, shape: [batch, 4]}]"
+
+
+@pytest.mark.slow
+def test_comment_is_a_graph_hit_then_direct_and_a_constant_is_a_miss_that_names_the_file(
+    run_app, module_file, store_dir, num_objects
+):
+    args = ["model=custom", "model.target=doubler:Doubler", INPUTS, f"cache.dir={store_dir}"]
+    no_compiler = {**module_file.env, "CXX": "/nonexistent"}
+
+    module_file("doubler", TEXT)
+    first = run_app(args, env=module_file.env).record
+    assert (first["cache"]["outcome"], first["rung"]) == ("miss", "compiled")
+    before = num_objects(store_dir)
+
+    module_file("doubler", TEXT + "\n    # a comment\n")
+    commented = run_app(args, env=no_compiler).record
+    assert (commented["cache"]["outcome"], commented["rung"]) == ("graph-hit", "compiled")
+    assert commented["key"]["object"] == first["key"]["object"]
+    assert any("doubler.py" in reason for reason in commented["cache"]["miss_reasons"])
+    again = run_app(args, env=no_compiler).record
+    assert (again["cache"]["outcome"], again["rung"]) == ("direct-hit", "compiled")
+
+    module_file("doubler", TEXT.replace("2.0", "3.0"))
+    changed = run_app([*args, "cache.on_miss=fail"], env=no_compiler)
+    assert changed.code == 9
+    assert any("doubler.py changed" in reason for reason in changed.record["cache"]["miss_reasons"])
+    assert num_objects(store_dir) == before

@@ -1,0 +1,297 @@
+"""Dependencies: what a model read while it was built is recorded, and every change of it is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import files
+from app.config import InputConfig, ModelConfig, Settings
+from app.dependencies import changed, named_files, sha256_of, stat_of, take
+from app.errors import ConfigError
+
+# Builds `shop.model` as the compile worker would, and prints what it read.
+CHILD = """
+import importlib, json, sys
+from app.config import InputConfig, ModelConfig, Settings
+from app.dependencies import Recorder
+
+arguments = json.loads(sys.argv[1])
+recorder = Recorder()
+with recorder.recording():
+    importlib.import_module("shop.model").build()
+open(arguments.pop("later")).close()
+spec = InputConfig(name="x", shape=["batch", 4])
+settings = Settings(model=ModelConfig(target="shop.model:build", inputs=[spec], **arguments))
+print(json.dumps([item.to_json() for item in recorder.dependencies(settings)]))
+"""
+
+# Asks in a fresh process, as a lookup does, what changed.
+ASK = """
+import json, sys
+from pathlib import Path
+from app.dependencies import changed
+recorded, named = json.loads(sys.stdin.read())
+print(json.dumps(changed(recorded, {name: Path(path) for name, path in named.items()})))
+"""
+
+
+def settings_for(**model):
+    return Settings(model=ModelConfig(target="m:f", inputs=[InputConfig(name="x", shape=["batch", 4])], **model))
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A package whose model reads a constant of another module, a table beside it, and a safetensors file."""
+    from safetensors.numpy import save_file
+
+    package = tmp_path / "project" / "shop"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "constants.py").write_text("WIDTH = 4\n")
+    (package / "unused.py").write_text("WIDTH = 5\n")
+    (package / "table.txt").write_text("1 2 3\n")
+    (package.parent / "beside.txt").write_text("beside\n")
+    (package.parent / "later.txt").write_text("not the model's\n")
+    (package.parent / "single.py").write_text("DEPTH = 2\n")
+    import numpy as np
+
+    save_file({"w": np.zeros(2, dtype="float32")}, package.parent / "outside.safetensors")
+    (package / "model.py").write_text(
+        "import sys, wave, random\n"
+        "from pathlib import Path\n"
+        "from shop.constants import WIDTH\n"
+        "import single\n"
+        "from safetensors import safe_open\n"
+        "def build():\n"
+        "    here = Path(__file__).parent\n"
+        "    (here / 'table.txt').read_text()\n"
+        "    open(here.parent / 'beside.txt').close()\n"
+        "    with open(here.parent / 'written.txt', 'w') as out:\n"
+        "        out.write('x')\n"
+        "    with safe_open(here.parent / 'outside.safetensors', framework='np') as file:\n"
+        "        return file.keys()\n"
+    )
+    return package.parent
+
+
+def child(code, project, *arguments, given=None):
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code, *arguments],
+        cwd=project,
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(project)},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def record(project, **model):
+    return child(CHILD, project, json.dumps({"later": str(project / "later.txt"), **model}))
+
+
+def ask(project, recorded, **named):
+    return child(ASK, project, given=json.dumps([recorded, named]))
+
+
+# Recording
+
+
+def test_everything_the_model_read_is_recorded_and_nothing_else(project):
+    (project / "weights.bin").write_bytes(b"weights")
+    recorded = record(project, checkpoint="weights.bin")
+    places = {(kind, where) for kind, where, _, _ in recorded}
+    assert places >= {
+        ("module", "shop/__init__.py"),
+        ("module", "shop/model.py"),
+        ("module", "shop/constants.py"),
+        ("module", "shop/table.txt"),
+        ("module", "single"),
+        ("file", str(project / "beside.txt")),
+        ("file", str(project / "outside.safetensors")),
+        ("setting", "model.checkpoint"),
+        ("module", "app/config.py"),
+    }
+    wheres = [where for _, where in places]
+    assert not [w for w in wheres if any(name in w for name in ("unused", "later", "written"))]
+    assert len(places) == len(recorded)
+    digests = {where: sha256 for _, where, sha256, _ in recorded}
+    assert digests["shop/constants.py"] == sha256_of(project / "shop" / "constants.py")
+
+
+def test_the_standard_library_and_torch_are_left_to_the_toolchains_factors(project):
+    with (project / "shop" / "model.py").open("a") as file:
+        file.write("import torch\n")
+    tops = {where.partition("/")[0] for kind, where, _, _ in record(project) if kind == "module"}
+    assert tops >= {"shop", "single", "app", "omegaconf"}
+    assert not tops & {"torch", "json", "wave", "random", "pathlib", "os", "encodings"}
+    files = [where for kind, where, _, _ in record(project) if kind == "file"]
+    assert not [path for path in files if path.startswith(("/proc", "/sys", "/dev")) or path.endswith(".pyc")]
+
+
+def test_a_safetensors_file_read_through_its_torch_side_is_recorded(project):
+    (project / "shop" / "model.py").write_text(
+        "from pathlib import Path\n"
+        "def build():\n"
+        "    from safetensors.torch import load_file\n"
+        "    return load_file(Path(__file__).parent.parent / 'outside.safetensors')\n"
+    )
+    assert ("file", str(project / "outside.safetensors")) in {(kind, where) for kind, where, _, _ in record(project)}
+
+
+# Comparing
+
+
+def test_an_untouched_project_is_unchanged(project):
+    assert ask(project, record(project)) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("shop/constants.py", "shop/constants.py changed"),
+        ("single.py", "single.py changed"),
+        ("shop/table.txt", "shop/table.txt changed"),
+        ("outside.safetensors", "outside.safetensors changed"),
+    ],
+)
+def test_any_change_is_found_and_named(project, path, said):
+    recorded = record(project)
+    with (project / path).open("ab") as file:
+        file.write(b"# more")
+    assert ask(project, recorded).endswith(said)
+
+
+@pytest.mark.parametrize("path", ["shop/table.txt", "beside.txt", "shop/constants.py", "single.py"])
+def test_a_file_that_is_gone_is_named(project, path):
+    recorded = record(project)
+    (project / path).unlink()
+    said = ask(project, recorded)
+    assert path.removesuffix(".py") in said
+    assert "gone" in said or "can't be read" in said
+
+
+def test_a_change_of_what_the_model_does_not_read_does_not_matter(project):
+    recorded = record(project)
+    (project / "shop" / "unused.py").write_text("WIDTH = 6\n")
+    (project / "later.txt").write_text("changed\n")
+    assert ask(project, recorded) is None
+
+
+def test_a_moved_copy_of_the_project_is_compared_by_its_own_files(project, tmp_path):
+    recorded = [item for item in record(project) if item[0] == "module"]
+    copy = tmp_path / "moved"
+    shutil.copytree(project, copy)
+    (project / "shop" / "constants.py").write_text("WIDTH = 7\n")
+    assert ask(copy, recorded) is None
+    (copy / "shop" / "table.txt").write_text("9\n")
+    assert ask(copy, recorded) == "shop/table.txt changed"
+
+
+def test_a_touched_file_of_the_same_content_is_unchanged(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("same")
+    recorded = [take("file", str(path), path).to_json()]
+    path.unlink()
+    path.write_text("same")
+    assert changed(recorded, {}) is None
+
+
+def test_a_young_file_is_not_trusted_by_its_stat(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_text("one")
+    young = take("file", str(path), path)
+    assert young.stat == []
+    monkeypatch.setattr(files, "SETTLED_NS", -1)
+    settled = take("file", str(path), path)
+    assert settled.stat == stat_of(path)
+    read = []
+    monkeypatch.setattr(dependencies, "sha256_of", lambda path: read.append(path) or young.sha256)
+    assert changed([settled.to_json()], {}) is None
+    assert read == []
+    assert changed([young.to_json()], {}) is None
+    assert read == [path]
+
+
+def test_a_settled_file_that_changed_without_its_size_or_time_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "SETTLED_NS", -1)
+    path = tmp_path / "a"
+    path.write_text("one")
+    before = path.stat()
+    recorded = [take("file", str(path), path).to_json()]
+    path.write_text("two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert changed(recorded, {}) == f"{path} changed"
+
+
+# Settings
+
+
+def test_a_folder_is_its_files(tmp_path):
+    folder = tmp_path / "data"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "a").write_text("a")
+    named = named_files(settings_for(depends_on=[str(folder)]))
+    assert named == {"model.depends_on[0]": folder}
+    recorded = [take("setting", name, path).to_json() for name, path in named.items()]
+    assert changed(recorded, named) is None
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "a.pyc").write_text("x")
+    assert changed(recorded, named) is None
+    (folder / "inner" / "b").write_text("")
+    assert changed(recorded, named) == "model.depends_on[0] changed"
+    (folder / "inner" / "b").unlink()
+    assert changed(recorded, named) is None
+    (folder / "inner" / "a").rename(folder / "a")
+    assert changed(recorded, named) == "model.depends_on[0] changed"
+
+
+def test_a_setting_is_compared_with_the_file_that_it_names_now(tmp_path):
+    first, second, other = tmp_path / "1", tmp_path / "2", tmp_path / "3"
+    for path, text in ((first, "same"), (second, "same"), (other, "other")):
+        path.write_text(text)
+    recorded = [take("setting", "model.checkpoint", first).to_json()]
+    assert changed(recorded, {"model.checkpoint": second}) is None
+    assert changed(recorded, {"model.checkpoint": other}) == "model.checkpoint changed"
+    assert changed(recorded, {}) == "model.checkpoint is gone"
+
+
+@pytest.mark.parametrize("field", ["program", "checkpoint", "depends_on"])
+def test_a_named_file_that_does_not_exist_is_refused_by_its_field(tmp_path, field):
+    missing = str(tmp_path / "none")
+    model = {"checkpoint": missing} if field == "checkpoint" else {"depends_on": [missing]}
+    settings = settings_for(**model)
+    if field == "program":
+        settings = Settings(model=ModelConfig(program=missing))
+    with pytest.raises(ConfigError, match=rf"model\.{field}.*none.*does not exist"):
+        named_files(settings)
+
+
+def test_a_home_relative_path_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "w").write_text("w")
+    assert named_files(settings_for(checkpoint="~/w")) == {"model.checkpoint": tmp_path / "w"}
+
+
+def test_a_module_that_no_longer_imports_is_gone():
+    assert changed([["module", "no_such_top_level/x.py", "0" * 64, []]], {}) == "no_such_top_level/x.py is gone"
+
+
+def test_a_folder_where_a_file_was_is_a_change(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("a")
+    recorded = [take("file", str(path), path).to_json()]
+    path.unlink()
+    Path(path).mkdir()
+    assert changed(recorded, {}) == f"{path} changed"

@@ -1,0 +1,143 @@
+"""Facts of machine and toolchain: right, read without torch, and nothing that names this one machine in a factor."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.machinery
+import platform
+import types
+
+import pytest
+
+from app import environment
+from app.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _fresh_caches():
+    cached = [item for item in vars(environment).values() if hasattr(item, "cache_clear")]
+    assert len(cached) >= 4
+    for item in cached:
+        item.cache_clear()
+    yield
+    for item in cached:
+        item.cache_clear()
+
+
+def test_the_torch_version_read_as_text_is_the_one_torch_reports():
+    import torch
+
+    found = environment.torch_version()
+    assert found["version"] == torch.__version__
+    assert found["git_version"] == torch.version.git_version
+    assert found["cuda"] == torch.version.cuda
+    assert environment.toolchain()["torch_git"] == torch.version.git_version
+
+
+def test_a_cuda_build_and_annotations_are_read_from_version_py(tmp_path, monkeypatch):
+    (tmp_path / "version.py").write_text(
+        "from typing import Optional\n__version__ = '2.12.0+cu128'\ndebug = False\n"
+        "cuda: Optional[str] = '12.8'\ngit_version = 'abc'\nhip: Optional[str] = None\n"
+    )
+    spec = types.SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", lambda name: spec)
+    assert environment.torch_version() == {
+        "version": "2.12.0+cu128",
+        "git_version": "abc",
+        "cuda": "12.8",
+        "hip": None,
+    }
+
+
+def test_a_missing_torch_is_a_config_error_that_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install 'torch"):
+        environment.torch_version()
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("processor: 0\nmodel name\t: A CPU\nflags\t\t: sse4 avx2 fma\n", ["avx2", "fma", "sse4"]),
+        ("processor: 0\nFeatures\t: fp asimd\n", ["asimd", "fp"]),
+        ("", []),
+    ],
+)
+def test_cpu_flags_are_sorted_whatever_the_kernel_calls_them(monkeypatch, text, flags):
+    monkeypatch.setattr(environment, "_cpuinfo", lambda: text)
+    assert environment.cpu_flags() == flags
+    assert environment.target("cpu")["flags"] == flags
+    assert environment.cpu_name() == ("A CPU" if "A CPU" in text else platform.processor() or platform.machine())
+
+
+def test_the_target_is_the_instruction_set_and_on_a_gpu_its_architecture(monkeypatch):
+    monkeypatch.setattr(environment, "gpus", lambda: ["9.0", "8.6"])
+    assert environment.target("cpu").keys() == {"machine", "system", "flags"}
+    assert environment.target("cuda:1")["gpu"] == "8.6"
+    assert environment.target("cuda:0") != environment.target("cuda:1")
+
+
+def test_no_driver_means_no_gpus(monkeypatch):
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
+    assert environment.gpus() == []
+
+
+def test_a_driver_that_does_not_start_means_no_gpus(monkeypatch):
+    library = types.SimpleNamespace(nvmlInit_v2=lambda: 9)
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: "libnvidia-ml.so.1")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    assert environment.gpus() == []
+
+
+def devices(monkeypatch, capabilities, cuda="12.8"):
+    monkeypatch.setattr(environment, "gpus", lambda: capabilities)
+    monkeypatch.setattr(environment, "torch_version", lambda: {"version": "2", "cuda": cuda})
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "cuda", "asked", "device"),
+    [
+        ([], None, "auto", "cpu"),
+        ([], None, "cpu", "cpu"),
+        (["9.0"], None, "auto", "cpu"),  # torch was built without CUDA
+        (["9.0", "9.0"], "12.8", "auto", "cuda:0"),
+        (["9.0", "9.0"], "12.8", "cpu", "cpu"),
+        (["9.0", "9.0"], "12.8", "cuda", "cuda:0"),
+        (["9.0", "9.0"], "12.8", "cuda:1", "cuda:1"),
+    ],
+)
+def test_a_device_is_resolved_to_what_is_here(monkeypatch, capabilities, cuda, asked, device):
+    devices(monkeypatch, capabilities, cuda)
+    assert environment.resolve_device(asked) == device
+
+
+@pytest.mark.parametrize(("capabilities", "asked"), [([], "cuda"), (["9.0"], "cuda:1"), (["9.0"], "tpu"), ([], "")])
+def test_a_device_that_is_not_here_is_refused_with_those_that_are(monkeypatch, capabilities, asked):
+    devices(monkeypatch, capabilities)
+    expected = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(len(capabilities)))])
+    with pytest.raises(ConfigError) as caught:
+        environment.resolve_device(asked)
+    assert f"device={asked}" in caught.value.message
+    assert caught.value.message.endswith(f"available: {expected}")
+
+
+def test_the_cpp_compiler_is_the_environments_or_gpp(monkeypatch):
+    monkeypatch.setenv("CXX", "/opt/clang++")
+    assert environment.compiler() == "/opt/clang++"
+    monkeypatch.delenv("CXX")
+    assert environment.compiler() == "g++"
+    assert "g++" not in str(environment.toolchain())
+
+
+def test_a_record_names_machine_and_toolchain():
+    found = environment.describe("cpu")
+    assert found["device"] == "cpu"
+    assert found["cores"] >= 1
+    assert found["torch"] == environment.torch_version()["version"]
+    assert found["python"] == platform.python_version()
+    assert platform.node() not in map(str, found.values())
+
+
+def test_a_distribution_that_is_not_installed_has_no_version():
+    assert environment.installed("no-such-distribution-at-all") is None
+    assert environment.installed("pytest") == pytest.__version__

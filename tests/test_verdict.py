@@ -1,0 +1,119 @@
+"""Verdict: figures against tolerances, and which batch sizes a verification must cover."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.record import Record
+from app.verdict import Case, plan, refusal, summarise
+
+
+def case(rel_l2=1e-7, eager=1e-7, **changed):
+    known = {"batch": 4, "seed": 1, "reference": "float64", "max_abs": 1e-6, "problem": None}
+    return Case(rel_l2=rel_l2, eager_rel_l2=eager, **{**known, **changed})
+
+
+errors = st.floats(0, 1e3)
+
+
+@given(errors, errors, st.floats(1, 100), st.floats(0, 1))
+def test_a_case_passes_up_to_the_floor_or_the_multiple_of_eagers_own_error(rel_l2, eager, multiple, floor):
+    why = case(rel_l2, eager).refusal(multiple, floor)
+    assert (why is None) == (rel_l2 <= floor or rel_l2 <= multiple * eager)
+
+
+@given(errors, errors, st.floats(1, 100), st.floats(0, 1))
+def test_looser_tolerances_never_refuse_what_tighter_ones_pass(rel_l2, eager, multiple, floor):
+    found = case(rel_l2, eager)
+    if found.refusal(multiple, floor) is None:
+        assert found.refusal(multiple * 2, floor) is None
+        assert found.refusal(multiple, floor * 2) is None
+
+
+def test_a_refusal_names_case_error_limit_and_eagers_own():
+    why = case(2e-4, 3e-5).refusal(3.0, 1e-5)
+    assert why == (
+        "batch 4, seed 1: relative L2 error 2.00e-04 against float64, allowed 9.00e-05 (eager's own is 3.00e-05)"
+    )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_error_that_is_no_number_is_refused(bad):
+    assert "relative L2 error" in case(bad).refusal(1e9, 1e9)
+
+
+def test_no_tolerance_excuses_a_problem():
+    assert case(0.0, problem="has NaN").refusal(1e9, 1e9) == "batch 4, seed 1: has NaN"
+
+
+def test_the_first_failing_case_is_the_refusal():
+    assert refusal([case(), case()], 3.0, 1e-5) is None
+    assert refusal([], 3.0, 1e-5) is None
+    found = refusal([case(), case(1.0, seed=7), case(2.0, seed=8)], 3.0, 1e-5)
+    assert found.startswith("batch 4, seed 7: relative L2 error 1.00e+00")
+
+
+@given(st.builds(case, errors, errors, batch=st.integers(1, 99), problem=st.none() | st.text(max_size=5)))
+def test_a_case_comes_back_from_a_manifest(found):
+    assert Case.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_the_summary_is_sorted_and_has_a_verdict_for_each_case():
+    info = summarise([case(1.0, batch=8), case(batch=1, seed=3), case(batch=1, seed=2)], 3.0, 1e-5)
+    assert [(c.batch, c.seed, c.passed) for c in info.cases] == [(1, 2, True), (1, 3, True), (8, 1, False)]
+    assert (info.passed, info.reference, info.multiple, info.floor) == (False, "float64", 3.0, 1e-5)
+    assert summarise([case()], 3.0, 1e-5).passed is True
+
+
+def test_what_is_not_finite_is_null_so_that_the_record_can_be_written():
+    info = summarise([case(math.inf, 0.0, max_abs=math.inf, problem="other")], 3.0, 1e-5)
+    (found,) = info.cases
+    assert (found.rel_l2, found.max_abs, found.passed) == (None, None, False)
+    text = Record(status="failed", task="benchmark", verify=info).to_json()
+    assert json.loads(text)["verify"]["cases"][0]["rel_l2"] is None
+
+
+def test_a_verdict_by_eager_says_so_and_gives_eager_no_figure():
+    info = summarise([case(eager=0.0, reference="eager")], 3.0, 1e-5)
+    assert (info.reference, info.cases[0].eager_rel_l2, info.cases[0].limit) == ("eager", None, 1e-5)
+    assert summarise([case(), case(reference="eager")], 3.0, 1e-5).reference == "eager"
+
+
+# Plan
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "planned"),
+    [
+        ([1, 2, 4, 8], (1, 1024), [1, 5, 8]),
+        ([1], (1, 1024), [1, 3]),
+        ([32], (1, 1024), [1, 17, 32]),
+        ([6], (1, 1024), [1, 3, 6]),
+        ([4], (4, 4), [4]),
+        ([2], (2, 2), [2]),
+        ([16], (8, 64), [8, 9, 16]),
+        ([5], None, [1]),
+    ],
+)
+def test_the_plan_is_the_smallest_an_odd_one_and_the_largest_asked_for(sizes, batch, planned):
+    assert plan(sizes, [0], batch) == [(size, 0) for size in planned]
+
+
+@given(
+    st.tuples(st.integers(1, 64), st.integers(1, 64)).map(sorted).flatmap(
+        lambda bounds: st.tuples(st.just(tuple(bounds)), st.lists(st.integers(*bounds), min_size=1, max_size=5))
+    ),
+    st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
+)
+def test_every_planned_size_is_allowed_and_every_seed_is_drawn_at_each(drawn, seeds):
+    (low, high), sizes = drawn
+    pairs = plan(sizes, seeds, (low, high))
+    planned = {size for size, _ in pairs}
+    assert {low, max(sizes)} <= planned
+    assert all(low <= size <= high for size in planned)
+    assert sorted(pairs) == sorted((size, seed) for size in planned for seed in seeds)
