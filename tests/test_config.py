@@ -17,15 +17,23 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from app import cli, config, environment
-from app.config import DimConfig, GraphsConfig, InputConfig, ModelConfig, Settings, factor, resolve_callable, steers, typed
+from app.config import (
+    DimConfig,
+    GraphsConfig,
+    InputConfig,
+    ModelConfig,
+    Settings,
+    factor,
+    resolve_callable,
+    steers,
+    typed,
+)
 from app.errors import ConfigError
 from app.keys import request_key
 
 ROLES = {"factor", "steers"}
 CONF = Path(cli.config_dir())
-OPTIONS = sorted(
-    (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name != "experiment"
-)
+OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name != "experiment")
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 MODEL = {"target": "m:f", "inputs": [{"name": "x", "shape": ["batch", 4]}]}
@@ -358,9 +366,7 @@ def changes(value, path="", role="factor"):
         elif isinstance(inner, list) and inner and dataclasses.is_dataclass(inner[0]):
             found = ((p, r, [c, *inner[1:]]) for p, r, c in changes(inner[0], where, kind))
         elif isinstance(inner, dict) and any(map(dataclasses.is_dataclass, inner.values())):
-            found = (
-                (p, r, {**inner, name: c}) for name in inner for p, r, c in changes(inner[name], where, kind)
-            )
+            found = ((p, r, {**inner, name: c}) for name in inner for p, r, c in changes(inner[name], where, kind))
         else:
             found = [(where, kind, another(where, inner))]
         for name, marked, changed in found:
@@ -372,7 +378,9 @@ def leaves():
     return list(changes(base()))
 
 
-@pytest.mark.parametrize(("path", "role", "settings"), leaves(), ids=lambda value: value if type(value) is str else "")
+@pytest.mark.parametrize(
+    ("path", "role", "settings"), leaves(), ids=lambda value: value if type(value) is str else ""
+)
 def test_exactly_the_fields_marked_as_factors_change_the_request(path, role, settings):
     before, after = request_key(base(), "cpu"), request_key(settings, "cpu")
     assert (before.digest != after.digest) == (role == "factor")
@@ -382,13 +390,15 @@ def test_exactly_the_fields_marked_as_factors_change_the_request(path, role, set
 def test_the_cases_above_reach_every_leaf():
     paths = {path: role for path, role, _ in leaves()}
     assert {"model.inputs.dtype", "model.dims.max", "model.seed", "numerics.sdpa", "compile.threads"} <= paths.keys()
-    assert {role for role in paths.values()} == ROLES
+    assert set(paths.values()) == ROLES
     assert paths["model.inputs.seed"] == paths["graphs.batch_sizes"] == paths["compile.timeout_s"] == "steers"
 
 
 def test_that_a_file_is_used_at_all_is_a_factor_and_its_path_is_not():
     def digest(**changed):
-        return request_key(dataclasses.replace(base(), model=dataclasses.replace(base().model, **changed)), "cpu").digest
+        return request_key(
+            dataclasses.replace(base(), model=dataclasses.replace(base().model, **changed)), "cpu"
+        ).digest
 
     assert digest(checkpoint=None) != digest()
     assert digest(checkpoint="b.pt") == digest()
@@ -404,9 +414,7 @@ def test_a_default_range_is_the_same_request_as_the_same_range_spelled_out():
 
 def test_the_kind_of_device_is_a_factor_and_its_index_is_not(monkeypatch):
     monkeypatch.setattr(environment, "gpus", lambda: ["9.0", "9.0", "8.0"])
-    cpu, first, second, older = (
-        request_key(base(), name).digest for name in ("cpu", "cuda:0", "cuda:1", "cuda:2")
-    )
+    cpu, first, second, older = (request_key(base(), name).digest for name in ("cpu", "cuda:0", "cuda:1", "cuda:2"))
     assert first == second
     assert len({cpu, first, older}) == 3
 

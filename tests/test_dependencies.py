@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app import files
+from app import dependencies, files
 from app.config import InputConfig, ModelConfig, Settings
 from app.dependencies import changed, named_files, sha256_of, stat_of, take
 from app.errors import ConfigError

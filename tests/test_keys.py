@@ -18,11 +18,7 @@ from app.config import InputConfig, ModelConfig, Settings
 from app.keys import Key, canonical, digest, object_key, request_key
 
 scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=5)
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
 )
 names = st.text(st.characters(codec="utf-8", exclude_characters="."), min_size=1, max_size=4)
 values = st.recursive(
@@ -229,7 +225,11 @@ def test_equal_factors_do_not_differ_even_as_json(value):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ({"toolchain": {"torch": "2.12.0"}}, {"toolchain": {"torch": "2.13.0"}}, ["toolchain.torch 2.12.0 -> 2.13.0"]),
+        (
+            {"toolchain": {"torch": "2.12.0"}},
+            {"toolchain": {"torch": "2.13.0"}},
+            ["toolchain.torch 2.12.0 -> 2.13.0"],
+        ),
         ({"z": 0}, {"a": 1, "z": 0}, ["a nothing -> 1"]),
         ({"a": None}, {"a": 1}, ["a null -> 1"]),
         ({}, {}, []),

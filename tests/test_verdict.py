@@ -105,7 +105,9 @@ def test_the_plan_is_the_smallest_an_odd_one_and_the_largest_asked_for(sizes, ba
 
 
 @given(
-    st.tuples(st.integers(1, 64), st.integers(1, 64)).map(sorted).flatmap(
+    st.tuples(st.integers(1, 64), st.integers(1, 64))
+    .map(sorted)
+    .flatmap(
         lambda bounds: st.tuples(st.just(tuple(bounds)), st.lists(st.integers(*bounds), min_size=1, max_size=5))
     ),
     st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),

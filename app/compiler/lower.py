@@ -69,6 +69,9 @@ def lower(exported: Exported, options: Mapping[str, Any], folder: Path, scratch:
         "aot_inductor.package": True,  # no absolute path in the library
         "aot_inductor.output_path": str(scratch),
         "aot_inductor.package_constants_in_so": not external,
+        # they lie in the system's temporary folder, 300 MB that a killed compiler leaves half-written: then no model
+        # ever compiles again
+        "aot_inductor.precompile_headers": False,
     }
     try:
         module = program.module(check_guards=False)

@@ -105,11 +105,13 @@ def _expressions(value: Any) -> Iterator[str]:
 
 _ARITHMETIC = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.operator, ast.unaryop, ast.cmpop, ast.Load)
 _HEADS = frozenset(
-    "Symbol Dummy Integer Rational Float Add Mul Pow Max Min Mod Abs floor ceiling sqrt Piecewise ExprCondPair Tuple "
-    "Eq Ne Lt Le Gt Ge Equality Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan And Or Not "
-    "FloorDiv ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural "
-    "FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt "
-    "RoundDecimal ToFloat Identity".split()
+    (
+        "Symbol Dummy Integer Rational Float Add Mul Pow Max Min Mod Abs floor ceiling sqrt Piecewise "
+        "ExprCondPair Tuple Eq Ne Lt Le Gt Ge Equality Unequality StrictLessThan LessThan StrictGreaterThan "
+        "GreaterThan And Or Not FloorDiv ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt "
+        "CeilDiv LShift RShift PowByNatural FloatPow FloatTrueDiv IntTrueDiv "
+        "IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat Identity"
+    ).split()
 )
 
 

@@ -160,9 +160,7 @@ def test_a_run_without_figures_has_no_table() -> None:
 
 
 def test_a_failed_run_prints_its_stage_and_its_reason_and_nothing_else() -> None:
-    error = RunError(
-        "CompileError", "compile", "\x1b[31mg++ failed\x1b[0m:\n  expected ';' before [[unlikely]]"
-    )
+    error = RunError("CompileError", "compile", "\x1b[31mg++ failed\x1b[0m:\n  expected ';' before [[unlikely]]")
     record = dataclasses.replace(RECORD, status="failed", error=error)
     assert rendered(record) == "failed    at compile: g++ failed: expected ';' before [[unlikely]]\n"
 

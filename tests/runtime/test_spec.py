@@ -183,7 +183,8 @@ class Tagged(torch.Tensor):
 
 
 @pytest.mark.parametrize(
-    "value", [torch.ones(2, 3, 4).as_subclass(Tagged), [[1.0]], 1.0, None, "x", torch.ones(2, 3, 4).numpy(), torch.Size([2])]
+    "value",
+    [torch.ones(2, 3, 4).as_subclass(Tagged), [[1.0]], 1.0, None, "x", torch.ones(2, 3, 4).numpy(), torch.Size([2])],
 )
 def test_what_is_no_plain_tensor_is_refused_by_name_and_type(value):
     refused(replaced(0, value), f"input 'image' is a {type(value).__name__}", "float32 [batch, 3, side]")

@@ -120,7 +120,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name_and_shape(tmp_path, n
     assert says(caught, name, *said)
 
 
-@pytest.mark.parametrize("state", [[1, 2], {"weight": 3.0}, {"state_dict": {"a": "b"}}, torch.zeros(3), {1: torch.zeros(1)}])
+@pytest.mark.parametrize(
+    "state", [[1, 2], {"weight": 3.0}, {"state_dict": {"a": "b"}}, torch.zeros(3), {1: torch.zeros(1)}]
+)
 def test_a_file_of_something_else_is_refused(tmp_path, state):
     path = tmp_path / "w.pt"
     torch.save(state, path)
