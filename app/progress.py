@@ -45,8 +45,10 @@ class Phases:
             still: Nothing may run beside this phase, not even the live line: this plain one stands for it.
         """
         outer = self._current
-        self.switch(name, still=still)
         try:
+            self.switch(
+                name, still=still
+            )  # inside, so that an interrupt that comes as soon as it is shown is its own
             yield
         finally:
             self._close()

@@ -295,3 +295,42 @@ def test_a_folder_where_a_file_was_is_a_change(tmp_path):
     path.unlink()
     Path(path).mkdir()
     assert changed(recorded, {}) == f"{path} changed"
+
+
+# What was looked for and is not there
+
+
+def test_a_module_that_was_searched_in_vain_and_appears_is_a_change(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    absent = [["no-module", "surely_not_installed_yet", "", []]]
+    assert changed(absent, {}) is None
+    (tmp_path / "surely_not_installed_yet.py").write_text("")
+    assert changed(absent, {}) == "surely_not_installed_yet is there now"
+
+
+def test_a_file_that_was_opened_in_vain_and_appears_is_a_change(tmp_path):
+    path = tmp_path / "optional.yaml"
+    recorder = dependencies.Recorder()
+    with recorder.recording(), pytest.raises(FileNotFoundError):
+        path.open()
+    settings = Settings(model=ModelConfig(target="m:f", inputs=[InputConfig(name="x", shape=["batch"])]))
+    recorded = [item.to_json() for item in recorder.dependencies(settings)]
+    assert ["no-file", str(path), "", []] in recorded
+    only = [item for item in recorded if item[1] == str(path)]
+    assert changed(only, {}) is None
+    path.write_text("x: 1")
+    assert changed(only, {}) == f"{path} is there now"
+
+
+def test_a_package_that_shadows_a_recorded_module_is_a_change(tmp_path, monkeypatch):
+    package = tmp_path / "shadowed_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    module = package / "part.py"
+    module.write_text("x = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    recorded = [take("module", "shadowed_package/part.py", module).to_json()]
+    assert changed(recorded, {}) is None
+    (package / "part").mkdir()
+    (package / "part/__init__.py").write_text("x = 2")
+    assert "shadowed" in changed(recorded, {})

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.config import InputConfig, ModelConfig, Settings
+from app.errors import ConfigError
 from app.keys import Key, canonical, digest, object_key, request_key
 
 scalars = (
@@ -176,7 +177,7 @@ def test_what_the_program_was_built_from_is_not(path):
 
 
 def test_a_factor_without_canonical_form_is_an_error_and_not_a_digest():
-    with pytest.raises(TypeError, match=r"key\.model\.kwargs\.size"):
+    with pytest.raises(ConfigError, match=r"key\.model\.kwargs\.size"):
         _ = request(kwargs={"size": {1, 2}}).digest
 
 
@@ -295,3 +296,11 @@ def test_a_lookup_imports_no_torch(module):
         "print(json.dumps([m for m in ('torch', 'torch._inductor', 'transformers') if m in sys.modules]))"
     )
     assert heavy == []
+
+
+def test_a_variable_that_the_model_reads_is_a_factor_with_its_value(monkeypatch):
+    digests = set()
+    for value in ("one", "two"):
+        monkeypatch.setenv("APP_TEST_VARIABLE", value)
+        digests.add(request(environment=["APP_TEST_VARIABLE"]).digest)
+    assert len(digests) == 2

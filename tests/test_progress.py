@@ -91,6 +91,21 @@ def test_a_phase_that_raises_is_timed_and_is_the_last(clock):
     assert phases.last == "export"
 
 
+def test_an_interrupt_that_comes_while_the_line_is_shown_belongs_to_that_phase(clock, monkeypatch):
+    out = console()
+    phases = Phases(out)
+    with phases("build"):
+        pass
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(out, "print", interrupted)
+    with pytest.raises(KeyboardInterrupt), phases("measure"):
+        pass
+    assert phases.last == "measure"
+
+
 def test_leaving_ends_a_phase_that_was_switched_to(clock):
     with Phases(console()) as phases:
         phases.switch("publish")
