@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..config import BATCH, DimConfig, ModelConfig, Settings, resolve_callable
+from ..config import BATCH, DimConfig, ModelConfig, Settings, require, resolve_callable
 from ..errors import AppError, BuildError, ConfigError
 from .checkpoint import load_into
 from .inputs import TensorInput, draw, inputs_of_program
@@ -122,6 +122,9 @@ def build(settings: Settings, device: str) -> Workload:
         program = load_program(Path(model.program).expanduser(), trusted=model.trusted)
         module: nn.Module = program.module(check_guards=False)
         inputs, dims = inputs_of_program(program, model)
+        for size in settings.graphs.batch_sizes if BATCH in dims else ():
+            low, high = dims[BATCH].min, dims[BATCH].max
+            require("graphs.batch_sizes", size, low <= size <= high, f"within the program's batch, {low} to {high}")
     else:
         module = _from_factory(model)
         inputs, dims = tuple(TensorInput.from_config(spec) for spec in model.inputs), model.ranges
@@ -155,7 +158,7 @@ def _first_call(workload: Workload) -> None:
         with torch.inference_mode():
             workload.module(*args, **kwargs)
     except Exception as error:  # the user's own code may raise anything
-        given = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in workload.inputs)
+        given = ", ".join(f"{spec.name}: {spec}" for spec in workload.inputs)
         raise BuildError(f"the model rejects its inputs ({given}): {_first_line(error)}") from error
 
 

@@ -50,6 +50,10 @@ class TensorInput:
             )
         return spec
 
+    def __str__(self) -> str:
+        """Like `float32 [batch, 64, 100]`."""
+        return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
+
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype itself."""
