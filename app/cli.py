@@ -92,11 +92,11 @@ def _complain(code: int, stage: str, text: str) -> int:
 
 def _explain_composition(error: BaseException) -> str:
     """Hydra's words and, from what caused them, the place and the valid choices."""
-    cause = error
-    while cause.__cause__ is not None:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OmegaConfBaseException):
+            return explain(cause)  # the outermost: under a debugger it has causes of its own, without their place
         cause = cause.__cause__
-    if isinstance(cause, OmegaConfBaseException):
-        return explain(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = itertools.takewhile(
         lambda line: not line.startswith(("Config search path", "See https", "Set the env")), lines

@@ -57,7 +57,11 @@ def test_keyword_arguments_reach_the_target():
         ("linear", {"kwargs": {"width": 1}}, ["TypeError", "width"]),
         ("gives_a_dict", {}, ["returned a dict, not an nn.Module"]),
         ("linear", {"shape": ("batch", 5)}, ["rejects its inputs (x: float32", "5", "RuntimeError"]),
-        ("linear", {"inputs": [InputConfig(name="x", shape=["batch", 4], dtype="float64")]}, ["x: float64 [batch, 4]"]),
+        (
+            "linear",
+            {"inputs": [InputConfig(name="x", shape=["batch", 4], dtype="float64")]},
+            ["x: float64 [batch, 4]"],
+        ),
         ("linear", {"inputs": [InputConfig(name="y", shape=["batch", 4], keyword=True)]}, ["TypeError", "'y'"]),
     ],
 )
