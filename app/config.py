@@ -353,8 +353,10 @@ class Settings:
             {"cpp.dynamic_threads": True} if self.compile.threads is None else {"cpp.threads": self.compile.threads}
         )
         frozen = self.weights.placement == "frozen"
-        # Inductor writes tensors of up to 8 elements into the code; with external weights they must stay weights
-        return {"freezing": frozen, "always_keep_tensor_constants": not frozen, **threads, **self.mode.inductor}
+        # Two ways in which Inductor bakes weights in even without freezing: tensors of up to 8 elements become code,
+        # and the C++ GEMM template packs its weights while compiling.
+        kept: dict[str, Any] = {"always_keep_tensor_constants": True, "max_autotune_gemm_backends": "ATEN,TRITON"}
+        return {"freezing": frozen, **({} if frozen else kept), **threads, **self.mode.inductor}
 
     def factors(self) -> dict[str, Any]:
         """The fields marked as factors, nested as the config is, with what they resolve to."""
@@ -385,7 +387,7 @@ def _schema() -> DictConfig:
     """The schema as OmegaConf wants it: frozen dataclasses compose only with the read-only flag cleared."""
     schema: DictConfig = OmegaConf.structured(Settings)
     _writable(schema)
-    for free in (schema.model.kwargs, schema.mode.inductor):
+    for free in (schema.model.kwargs, schema.model.dims, schema.mode.inductor):
         OmegaConf.set_struct(free, False)  # their keys are the user's, who need not write `+`
     return schema
 

@@ -126,7 +126,7 @@ def compile_in_worker(
 
 
 def _keep_probes(private: Path, warm: Path) -> None:
-    """Keep what Inductor found out about compiler and processor (some 15 s), from a finished worker only.
+    """Keep what Inductor found out about compiler and processor (some 10 s), from a finished worker only.
 
     A worker that is killed leaves half-written probes, and Inductor takes a broken probe for a missing instruction
     set: so no two workers ever share a folder, and only a whole one is renamed into place.

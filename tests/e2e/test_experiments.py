@@ -46,3 +46,27 @@ def test_bf16_output_has_the_dtype_and_nearly_the_values_of_eager(acquire_here, 
         ours = job.model(value)
         assert ours.dtype == torch.float32
         assert_same(ours, job.context.same_precision(value), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.slow
+def test_external_weights_and_autotuning_go_together(run_app, fresh_store):
+    # the C++ GEMM template would pack the weights while compiling: then no other checkpoint could be given
+    job = ["model=linear", "mode=max-autotune", "weights=external", "fallback=strict", f"cache.dir={fresh_store}"]
+    run = run_app(job)
+    assert (run.code, run.record["rung"]) == (0, "compiled"), run.stderr
+    again = run_app([*job, "model.seed=1"], env={"CXX": "/nonexistent"})
+    assert (again.code, again.record["cache"]["outcome"]) == (0, "graph-hit"), again.stderr
+    assert again.record["verify"]["passed"]
+
+
+def test_a_dimension_of_ones_own_is_declared_on_the_command_line(compose_settings):
+    settings = compose_settings(
+        [
+            "model=custom",
+            "model.target=m:f",
+            "model.inputs=[{name: x, shape: [batch, seq]}]",
+            "model.dims={seq: {max: 128}}",
+        ]
+    )
+    assert settings.model.ranges["seq"].max == 128
+    assert settings.model.ranges["batch"].max == 1024
