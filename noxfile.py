@@ -1,4 +1,4 @@
-"""Every check of this project; `nox` with no arguments runs lint, types and tests."""
+"""Every check of this project; `nox` alone runs lint, types, tests, and the soak suites in reduced size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "tests", "soak_reduced"]
 # Installing torch costs more than most sessions; pip still applies what changed in pyproject.toml.
 nox.options.reuse_venv = "yes"
 # Not uv where it happens to be installed: it doesn't read pip's configuration, which a user's install obeys.
@@ -44,10 +44,24 @@ def tests(session: nox.Session) -> None:
     """Run the tests under coverage, child processes included; `-- ARGS` go to pytest."""
     install_for_tests(session)
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *(session.posargs or ["--ignore=tests/soak"]))
     session.run("coverage", "combine", "--quiet")
     # A selection of tests can't reach the limit in pyproject.toml, and isn't asked to.
     session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []))
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Run the crash, damage and mutation suites in full, which takes long; their counts are printed."""
+    install_for_tests(session)
+    session.run("python", "-m", "pytest", "tests/soak", *session.posargs, env={"APP_SOAK": "full"})
+
+
+@nox.session
+def soak_reduced(session: nox.Session) -> None:
+    """Run the same suites with fewer kills."""
+    install_for_tests(session)
+    session.run("python", "-m", "pytest", "tests/soak", *session.posargs, env={"APP_SOAK": "reduced"})
 
 
 @nox.session(reuse_venv=False)

@@ -81,10 +81,14 @@ def load(context: Context, found: Found) -> CompiledModel:
     """
     context.import_torch()
     from .runtime.model import load as load_model
+    from .runtime.spec import CallSpec, load_treespec
 
+    content = found.artifact.manifest.content
+    with context.phases("import"):
+        load_treespec(CallSpec.from_json(content["spec"]))  # what defines the output's classes may be large
     with context.phases("load"):
         weights = found.weights.path if found.weights else None
-        return load_model(found.artifact.path, found.artifact.manifest.content, context.device, weights=weights)
+        return load_model(found.artifact.path, content, context.device, weights=weights)
 
 
 def _on_miss(context: Context, store: Store, request: Key, named: dict[str, Path], reasons: Sequence[str]) -> Found:

@@ -76,8 +76,8 @@ class InputConfig:
     )
     dtype: str = factor("float32", "one of " + ", ".join(DTYPES))
     keyword: bool = factor(False, "pass it by keyword instead of by position")
-    low: float | None = steers(None, "smallest value; integers need it")
-    high: float | None = steers(None, "upper bound of the values, exclusive; integers need it")
+    low: float | None = factor(None, "smallest value; integers need it, no call may go below")
+    high: float | None = factor(None, "upper bound of the values, exclusive; integers need it, no call may reach it")
     seed: int = steers(0, "added to the seed of each draw")
 
     def __post_init__(self) -> None:

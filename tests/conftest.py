@@ -36,7 +36,7 @@ VARIANTS = {
     "linear": ("model=linear", "mode=default"),
     "transformer": ("model=transformer", "mode=default"),
     "minilm": ("model=minilm", "mode=default"),
-    "external": ("model=linear", "mode=default", "weights=external"),
+    "external": ("model=transformer", "mode=default", "weights=external"),
     "bf16": ("experiment=bf16-strict",),
 }
 

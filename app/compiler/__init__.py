@@ -207,7 +207,8 @@ class _Worker:
         if code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
             how += " (out of memory?)" if -code == signal.SIGKILL else ""
-        kinds = {kind.stage: kind for kind in (errors.BuildError, errors.ExportError, errors.VerifyError)}
+        # a crash while building may be this worker's own (no memory left, say): it is no verdict on the model
+        kinds = {kind.stage: kind for kind in (errors.ExportError, errors.VerifyError)}
         kind = kinds.get(self._phase, CompileError)
         tail = " | ".join(_last_lines(self._log))
         return kind(f"the compile worker {how} in its {self._phase} phase; its last lines: {tail or '(none)'}")

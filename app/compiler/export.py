@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import inspect
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..errors import ExportError
-from ..runtime.spec import CallSpec, InputSpec
+from ..runtime.spec import CallSpec, register_namedtuple
 from ..workloads import Workload
 
 
@@ -99,15 +100,17 @@ def _spec(workload: Workload, program: ExportedProgram) -> CallSpec:
         if isinstance(leaf, torch.export.graph_signature.ConstantArgument)
     }
     try:
+        namedtuples = [register_namedtuple(cls) for cls in _namedtuples(out_spec)]
         text = pytree.treespec_dumps(out_spec)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ExportError(f"the output's structure can't be stored: {error}") from error
     return CallSpec(
-        inputs=tuple(InputSpec(spec.name, spec.dtype, spec.shape, spec.keyword) for spec in workload.inputs),
+        inputs=tuple(spec.checked for spec in workload.inputs),
         dims={name: (dim.min, dim.max) for name, dim in workload.dims.items()},
         device=workload.device.partition(":")[0],
         out_spec=text,
-        out_modules=tuple(sorted(_modules(out_spec))),
+        out_modules=tuple(sorted(set(_modules(out_spec)))),
+        out_namedtuples=tuple(sorted(set(namedtuples))),
         out_constants=constants,
     )
 
@@ -118,6 +121,13 @@ def _modules(spec: pytree.TreeSpec) -> Iterator[str]:
         yield spec.type.__module__
     for child in spec.children():
         yield from _modules(child)
+
+
+def _namedtuples(spec: pytree.TreeSpec) -> Iterator[type]:
+    if spec.type is collections.namedtuple:  # noqa: PYI024 - pytree's name for all of them
+        yield spec.context
+    for child in spec.children():
+        yield from _namedtuples(child)
 
 
 def _lines(program: ExportedProgram) -> Iterator[str]:

@@ -75,6 +75,7 @@ def lower(exported: Exported, options: Mapping[str, Any], folder: Path, scratch:
     }
     try:
         module = program.module(check_guards=False)
+        _drop_constants(module)
         files = torch._inductor.aot_compile(module, args, kwargs, options=configs)  # noqa: SLF001
     except Exception as error:  # Inductor raises whatever its passes raise
         raise CompileError(_cause(error)) from error
@@ -86,6 +87,15 @@ def lower(exported: Exported, options: Mapping[str, Any], folder: Path, scratch:
             shutil.copyfile(file, folder / file.name)
     if not (folder / LIBRARY).exists():
         raise CompileError("Inductor gave no shared library")
+
+
+def _drop_constants(module: torch.fx.GraphModule) -> None:
+    """Numbers and strings in the output stand in the manifest; Inductor knows what to do with some of them only."""
+    (output,) = module.graph.find_nodes(op="output")
+    output.args = torch.fx.node.map_aggregate(
+        output.args, lambda leaf: leaf if isinstance(leaf, torch.fx.Node) else None
+    )
+    module.recompile()
 
 
 def _cause(error: BaseException) -> str:

@@ -6,6 +6,7 @@ Compiled code checks nothing: a wrong dtype, shape or stride is read as if it we
 from __future__ import annotations
 
 import importlib
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,12 +19,24 @@ from ..errors import InputError, LoadError
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input tensor; `shape` holds ints and names of dynamic dimensions."""
+    """One input tensor.
+
+    Attributes:
+        name: The argument's name.
+        shape: Ints, and names of dynamic dimensions.
+        dtype: The torch dtype's name.
+        keyword: Whether it is passed by keyword.
+        low: Smallest value, for integers: compiled code indexes with them, and one outside of a table ends the
+            process.
+        high: Upper bound of the values, exclusive.
+    """
 
     name: str
-    dtype: str
     shape: tuple[int | str, ...]
+    dtype: str
     keyword: bool = False
+    low: float | None = None
+    high: float | None = None
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -34,6 +47,18 @@ class InputSpec:
     def __str__(self) -> str:
         """Like `float32 [batch, 64, 100]`."""
         return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
+
+    def check_values(self, value: torch.Tensor) -> None:
+        """Raise InputError for integers outside of the range that was declared and verified."""
+        if self.low is None or self.high is None or not value.numel():
+            return
+        smallest, largest = (int(bound) for bound in torch.aminmax(value))
+        if smallest < self.low or largest >= self.high:
+            worst = smallest if smallest < self.low else largest
+            raise InputError(
+                f"input {self.name!r} holds {worst}, outside of {self.low:.0f} to {self.high - 1:.0f}, which was "
+                f"compiled; set low and high of model.inputs[{self.name}]"
+            )
 
 
 @dataclass(frozen=True)
@@ -46,6 +71,7 @@ class CallSpec:
         device: `cpu` or `cuda`; the index is the loader's choice.
         out_spec: The output's pytree, as `torch.utils._pytree.treespec_dumps` writes it.
         out_modules: Modules to import so that the output's classes are known to pytree.
+        out_namedtuples: Named tuples of the output, `module:class`.
         out_constants: Leaves of the output that are no tensors, by position.
     """
 
@@ -54,6 +80,7 @@ class CallSpec:
     device: str
     out_spec: str
     out_modules: tuple[str, ...] = ()
+    out_namedtuples: tuple[str, ...] = ()
     out_constants: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -69,6 +96,7 @@ class CallSpec:
             device=data["device"],
             out_spec=data["out_spec"],
             out_modules=tuple(data["out_modules"]),
+            out_namedtuples=tuple(data["out_namedtuples"]),
             out_constants=data["out_constants"],
         )
 
@@ -81,7 +109,7 @@ class Boundary:
         self._positional = [item.name for item in spec.inputs if not item.keyword]
         self._device = torch.device(device)
         self._checks = [(item, item.torch_dtype, len(item.shape)) for item in spec.inputs]
-        self._out_spec = _load_treespec(spec)
+        self._out_spec = load_treespec(spec)
         self._constants = {int(position): value for position, value in spec.out_constants.items()}
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -140,6 +168,7 @@ class Boundary:
                 raise InputError(f"input {spec.name!r} has the shape {list(shape)}, expected {spec}")
             for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
                 self._check_size(spec, axis, size, wanted, sizes)
+            spec.check_values(value)
             if value.is_conj() or value.is_neg():
                 value = value.resolve_conj().resolve_neg()  # noqa: PLW2901
             checked.append(value if value.is_contiguous() else value.contiguous())
@@ -168,14 +197,30 @@ class Boundary:
         return pytree.tree_unflatten(leaves, self._out_spec)
 
 
+def register_namedtuple(cls: type) -> str:
+    """Make a named tuple known to pytree's serialisation, and return its name: `module:class`."""
+    name = f"{cls.__module__}:{cls.__qualname__}"
+    if cls not in pytree.SUPPORTED_SERIALIZED_TYPES:
+        pytree._register_namedtuple(cls, serialized_type_name=name)  # noqa: SLF001 - there is no public way
+    return name
+
+
 def _dtype(value: torch.Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _load_treespec(spec: CallSpec) -> pytree.TreeSpec:
+def load_treespec(spec: CallSpec) -> pytree.TreeSpec:
+    """The output's structure, its classes imported.
+
+    Raises:
+        LoadError: a class can't be imported here.
+    """
     try:
         for name in spec.out_modules:
             importlib.import_module(name)
+        for name in spec.out_namedtuples:
+            module, _, attribute = name.partition(":")
+            register_namedtuple(operator.attrgetter(attribute)(importlib.import_module(module)))
         return pytree.treespec_loads(spec.out_spec)
-    except (ImportError, ValueError, NotImplementedError, KeyError) as error:
+    except (AttributeError, ImportError, ValueError, NotImplementedError, KeyError) as error:
         raise LoadError(f"the output's classes can't be restored here: {error}") from error

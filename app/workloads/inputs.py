@@ -10,21 +10,16 @@ import torch
 
 from ..config import BATCH, DimConfig, InputConfig, ModelConfig, choose
 from ..errors import BuildError, ConfigError
+from ..runtime.spec import InputSpec
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
 @dataclass(frozen=True)
-class TensorInput:
-    """One input: `shape` holds ints and names of dynamic dimensions; values lie in [low, high)."""
+class TensorInput(InputSpec):
+    """One input, and how to fill it: values are drawn from [low, high), floating-point ones too."""
 
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
-    keyword: bool = False
-    low: float | None = None
-    high: float | None = None
     seed: int = 0
 
     @classmethod
@@ -43,22 +38,26 @@ class TensorInput:
             config.high,
             config.seed,
         )
-        integers = not (spec.torch_dtype.is_floating_point or spec.torch_dtype == torch.bool)
-        if integers and (spec.low is None or spec.high is None):
-            raise ConfigError(
-                f"model.inputs[{spec.name}] holds integers: give low and high, the range they are drawn from"
-            )
+        if spec.holds_integers:
+            limits = torch.iinfo(spec.torch_dtype)
+            bounds = [bound for bound in (spec.low, spec.high) if bound is not None and bound == int(bound)]
+            if len(bounds) < 2 or not limits.min <= bounds[0] < bounds[1] <= limits.max + 1:
+                raise ConfigError(
+                    f"model.inputs[{spec.name}] holds integers: give low and high, whole numbers that {spec.dtype} "
+                    "can hold; no call may leave their range"
+                )
         return spec
 
-    def __str__(self) -> str:
-        """Like `float32 [batch, 64, 100]`."""
-        return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
+    @property
+    def holds_integers(self) -> bool:
+        """Whether its values can be indices."""
+        return not (self.torch_dtype.is_floating_point or self.torch_dtype == torch.bool)
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype itself."""
-        found: torch.dtype = getattr(torch, self.dtype)
-        return found
+    def checked(self) -> InputSpec:
+        """What every call is checked against; the range is a promise for integers only."""
+        low, high = (self.low, self.high) if self.holds_integers else (None, None)
+        return InputSpec(self.name, self.shape, self.dtype, self.keyword, low, high)
 
     def concrete(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with every name replaced."""
@@ -66,7 +65,10 @@ class TensorInput:
 
 
 def draw(spec: TensorInput, sizes: Mapping[str, int], seed: int) -> torch.Tensor:
-    """Fill an input: normal values, or uniform ones in [low, high); equal for equal seeds."""
+    """Fill an input: normal values, or uniform ones in [low, high); equal for equal seeds.
+
+    Integers hold both ends of their range, so that a model that can't take them says so while it is built.
+    """
     generator = torch.Generator().manual_seed(1_000_003 * seed + spec.seed)
     shape, dtype = spec.concrete(sizes), spec.torch_dtype
     if dtype == torch.bool:
@@ -74,7 +76,10 @@ def draw(spec: TensorInput, sizes: Mapping[str, int], seed: int) -> torch.Tensor
     if not dtype.is_floating_point:
         assert spec.low is not None
         assert spec.high is not None
-        return torch.randint(int(spec.low), int(spec.high), shape, generator=generator).to(dtype)
+        first, end = int(spec.low), int(spec.high)
+        values = torch.randint(first, end, shape, generator=generator).to(dtype)
+        values.view(-1)[:2] = torch.tensor([end - 1, first])[: values.numel()]
+        return values
     if spec.low is None and spec.high is None:
         return torch.randn(shape, generator=generator).to(dtype)
     low = 0.0 if spec.low is None else spec.low

@@ -33,6 +33,7 @@ EVERYTHING = """
                 "ordered": collections.OrderedDict(b=hidden.sum(), a=hidden.mean(0)),
                 "scalar": hidden.new_tensor(3.0),
                 "bool": hidden > 0,
+                "pair": Pair(hidden * 2, Pair(3.5, "text")),
             }
 
     def build(width=8):
@@ -64,6 +65,8 @@ def test_inputs_outputs_and_checkpoint_of_a_custom_model_survive_compilation(
         assert_same(ours, eager)
         assert (ours["none"], ours["int"]) == (None, 7)
         assert type(ours["ordered"]) is type(eager["ordered"])
+        assert type(ours["pair"]) is type(eager["pair"])
+        assert ours["pair"].second == (3.5, "text")
         assert_same(job.model(mask=kwargs["mask"], ids=ids, x=x, scale=kwargs["scale"]), eager)
         torch.testing.assert_close(ours["tuple"][0], (3 * x + 1) * kwargs["scale"])  # the checkpoint's weights
     with pytest.raises(InputError, match="missing input 'mask'"):

@@ -49,9 +49,9 @@ def test_bf16_output_has_the_dtype_and_nearly_the_values_of_eager(acquire_here, 
 
 
 @pytest.mark.slow
-def test_external_weights_and_autotuning_go_together(run_app, fresh_store):
+def test_external_weights_experiment_runs_and_serves_another_seed_without_a_compiler(run_app, fresh_store):
     # the C++ GEMM template would pack the weights while compiling: then no other checkpoint could be given
-    job = ["model=linear", "mode=max-autotune", "weights=external", "fallback=strict", f"cache.dir={fresh_store}"]
+    job = ["experiment=external-weights", "fallback=strict", f"cache.dir={fresh_store}"]
     run = run_app(job)
     assert (run.code, run.record["rung"]) == (0, "compiled"), run.stderr
     again = run_app([*job, "model.seed=1"], env={"CXX": "/nonexistent"})

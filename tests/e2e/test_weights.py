@@ -45,7 +45,7 @@ def test_equal_weights_from_another_source_share_the_weights_object(
     from safetensors.torch import save_file
 
     path = tmp_path / "seed0.safetensors"
-    save_file({name: value.contiguous() for name, value in loaded("linear").eager.state_dict().items()}, path)
+    save_file({name: value.contiguous() for name, value in loaded("transformer").eager.state_dict().items()}, path)
     store = copied_store("external")
     args = [*hit_args("external"), f"cache.dir={store}", "model.seed=5", f"model.checkpoint={path}"]
     record = run_app(args, env=NO_COMPILER).record

@@ -61,6 +61,8 @@ MUTATIONS = {
     "subclass": as_subclass,
     "parameter": lambda value, _: torch.nn.Parameter(value, requires_grad=False),
     "requires grad": lambda value, _: value.float().requires_grad_() if value.is_floating_point() else value,
+    "too large": lambda value, draw: value + draw(st.sampled_from([1, 1000, 2**40])),
+    "below zero": lambda value, draw: value - draw(st.sampled_from([1, 1000, 2**40])),
     "none": lambda *_: None,
     "number": lambda *_: 1.0,
     "list": lambda value, _: value.tolist(),
@@ -151,6 +153,18 @@ def test_sizes_beyond_the_compiled_range_are_refused_with_the_setting_that_widen
         model(torch.zeros(1025, 768))
     with pytest.raises(InputError, match=r"batch=0, outside of 1 to 1024"):
         model(torch.zeros(0, 768))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("wrong", "told"), [(1000, "1000"), (-1, "-1"), (2**62, str(2**62))])
+def test_an_index_outside_of_its_table_is_refused_and_does_not_end_the_process(loaded, wrong, told):
+    job = loaded("transformer")
+    tokens = torch.zeros(2, 32, dtype=torch.int64)
+    tokens[1, 7] = wrong
+    with pytest.raises(
+        InputError, match=rf"input 'tokens' holds {told}, outside of 0 to 999.*model\.inputs\[tokens\]"
+    ):
+        job.model(tokens)
 
 
 @pytest.mark.slow

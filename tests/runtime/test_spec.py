@@ -15,9 +15,9 @@ from app.errors import InputError, LoadError
 from app.runtime.spec import Boundary, CallSpec, InputSpec
 
 INPUTS = (
-    InputSpec("image", "float32", ("batch", 3, "side")),
-    InputSpec("mask", "bool", ("batch", "side")),
-    InputSpec("scale", "float32", (), keyword=True),
+    InputSpec("image", ("batch", 3, "side"), "float32"),
+    InputSpec("mask", ("batch", "side"), "bool"),
+    InputSpec("scale", (), "float32", keyword=True),
 )
 DIMS = {"batch": (1, 8), "side": (2, 16)}
 NAMES = [item.name for item in INPUTS]
@@ -53,6 +53,30 @@ def refused(values, *said):
 
 def replaced(index, value):
     return [*right()[:index], value, *right()[index + 1 :]]
+
+
+def with_range(dtype, low, high):
+    inputs = (InputSpec("ids", ("batch",), dtype, low=low, high=high),)
+    return Boundary(spec_for(inputs=inputs), "cpu")
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 6), min_size=1, max_size=8))
+def test_integers_outside_of_their_range_are_refused_by_name_and_value(values):
+    found = with_range("int64", -2, 5)
+    if all(-2 <= value < 5 for value in values):
+        assert found.check([torch.tensor(values)])[0].tolist() == values
+        return
+    with pytest.raises(InputError, match=r"input 'ids' holds (-?\d+), outside of -2 to 4") as caught:
+        found.check([torch.tensor(values)])
+    assert int(caught.value.message.split("holds ")[1].partition(",")[0]) in values
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "uint8"])
+def test_the_whole_range_of_a_dtype_can_be_allowed(dtype):
+    limits = torch.iinfo(getattr(torch, dtype))
+    found = with_range(dtype, limits.min, limits.max + 1)
+    value = torch.tensor([limits.min, limits.max], dtype=getattr(torch, dtype))
+    assert found.check([value])[0] is value
 
 
 # Right calls
@@ -231,7 +255,7 @@ def test_a_view_is_copied_with_its_values(make):
 
 
 def test_the_conjugate_bit_is_resolved():
-    inputs = (InputSpec("z", "complex64", ("batch", 3)),)
+    inputs = (InputSpec("z", ("batch", 3), "complex64"),)
     value = torch.rand(2, 3, dtype=torch.complex64).conj()
     assert value.is_conj()
     (found,) = Boundary(spec_for(inputs=inputs), "cpu").check([value])
