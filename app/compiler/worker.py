@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..config import Settings
+    from ..keys import Key
     from ..workloads import Workload
+    from .export import Exported
 
 ARTIFACT = "artifact"
 WEIGHTS_FOLDER = "weights"
@@ -54,6 +57,67 @@ def _send(events: TextIO, event: Mapping[str, Any]) -> None:
     events.write(json.dumps(event) + "\n")
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A model as it was built and exported, and the names that it goes by.
+
+    Attributes:
+        workload: The model as eager runs it.
+        module: The same in the precision that was asked for.
+        exported: The program.
+        object: The object level of the key.
+        weights: Digest of the weights' content.
+        dependencies: What building the model read.
+    """
+
+    workload: Workload
+    module: nn.Module
+    exported: Exported
+    object: Key
+    weights: str
+    dependencies: list[list[Any]]
+
+
+def prepare(
+    settings: Settings, factors: Mapping[str, Any], device: str, on_phase: Callable[[str], None] = lambda _: None
+) -> Prepared:
+    """Build and export: all that leads to the graph level of the key, and nothing that compiles.
+
+    Args:
+        settings: The run's settings.
+        factors: The request's factors.
+        device: `cpu` or `cuda:N`.
+        on_phase: Called with the name of each phase as it begins.
+
+    Raises:
+        AppError: the model doesn't build or export.
+    """
+    from ..dependencies import Recorder
+    from ..keys import Key, object_key
+    from ..numerics import apply_numerics
+    from ..workloads import at_precision, build
+
+    apply_numerics(settings)
+    on_phase("build")
+    recorder = Recorder()
+    with recorder.recording():
+        workload = build(settings, device)
+    dependencies = [item.to_json() for item in recorder.dependencies(settings)]
+    module = at_precision(workload.module, settings.precision.name)
+
+    on_phase("export")
+    from . import lower
+    from .export import export
+
+    exported = export(workload, module)
+    content = lower.weights_content(exported)
+    frozen = settings.inductor_options["freezing"]
+    key = object_key(
+        Key(factors), graph=exported.graph(), weights=content if frozen else lower.weights_meta(exported)
+    )
+    return Prepared(workload, module, exported, key, content["sha256"], dependencies)
+
+
 def _work(request: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
     """Build, export, and compile unless the store has the same program already; returns Compiled's fields."""
 
@@ -61,40 +125,21 @@ def _work(request: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
         _send(events, {"event": "phase", "name": name})
 
     from ..config import typed
-    from ..dependencies import Recorder
-    from ..keys import Key, object_key
-    from ..numerics import apply_numerics
     from ..store import Hit, Store
-    from ..workloads import at_precision, build
 
     settings, device, staging = typed(request["settings"]), request["device"], Path(request["staging"])
-    apply_numerics(settings)
-    phase("build")
-    recorder = Recorder()
-    with recorder.recording():
-        workload = build(settings, device)
-    dependencies = [item.to_json() for item in recorder.dependencies(settings)]
-    module = at_precision(workload.module, settings.precision.name)
-
-    phase("export")
+    made = prepare(settings, request["factors"], device, phase)
     from . import lower
-    from .export import export
 
-    exported, frozen = export(workload, module), settings.inductor_options["freezing"]
-    digest = lower.weights_content(exported)
-    key = object_key(
-        Key(request["factors"]),
-        graph=exported.graph(),
-        weights=digest if frozen else lower.weights_meta(exported),
-    )
+    frozen = settings.inductor_options["freezing"]
     weights = None if frozen else staging / WEIGHTS_FOLDER
-    found = Store(Path(request["store"]), readonly=True).read("objects", key.digest)
-    result = {
+    found = Store(Path(request["store"]), readonly=True).read("objects", made.object.digest)
+    result: dict[str, Any] = {
         "outcome": "graph-hit" if isinstance(found, Hit) else "miss",
-        "object": key.digest,
-        "factors": key.factors,
-        "weights": None if frozen else digest["sha256"],
-        "dependencies": dependencies,
+        "object": made.object.digest,
+        "factors": made.object.factors,
+        "weights": None if frozen else made.weights,
+        "dependencies": made.dependencies,
         "provenance": {},
         "cases": [],
     }
@@ -105,19 +150,19 @@ def _work(request: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
         folder = staging / ARTIFACT
         folder.mkdir()
         result["provenance"] = {"compiler": lower.check_compiler()}
-        lower.lower(exported, settings.inductor_options, folder, staging / "lowered")
-        content = {"spec": exported.spec.to_json(), "constants": None}
+        lower.lower(made.exported, settings.inductor_options, folder, staging / "lowered")
+        content = {"spec": made.exported.spec.to_json(), "constants": None}
     if weights is not None:
         weights.mkdir()
-        content["constants"] = lower.save_weights(exported, folder, device, weights)
+        content["constants"] = lower.save_weights(made.exported, folder, device, weights)
     if weights is not None or not isinstance(found, Hit):  # with frozen weights, a hit was verified with these
         phase("verify")
-        result["cases"] = _verify(settings, workload, module, folder=folder, content=content, weights=weights)
+        result["cases"] = _verify(settings, made, folder=folder, content=content, weights=weights)
     return {**result, "content": content}
 
 
 def _verify(
-    settings: Settings, workload: Workload, module: nn.Module, *, folder: Path, content: Any, weights: Path | None
+    settings: Settings, made: Prepared, *, folder: Path, content: Any, weights: Path | None
 ) -> list[dict[str, Any]]:
     """Load the artifact, for the first time anywhere, and judge it; nothing refused leaves this process."""
     from .. import verdict
@@ -125,7 +170,8 @@ def _verify(
     from ..runtime.model import load
     from ..verify import Judge
 
-    model, judge = load(folder, content, workload.device, weights=weights), Judge(workload, module)
+    model = load(folder, content, made.workload.device, weights=weights)
+    judge = Judge(made.workload, made.module)
     wanted = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, content["spec"]["dims"].get(BATCH))
     cases = [judge.case(model, size, seed) for size, seed in wanted]
     refusal = verdict.refusal(cases, settings.verify.multiple, settings.precision.floor)
