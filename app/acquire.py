@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ def opened(context: Context) -> Iterator[Store]:
     """
     cache = context.settings.cache
     if cache.dir is not None:
-        with Store(Path(cache.dir).expanduser(), readonly=cache.readonly) as store:
+        with lookup.open_store(cache, Path(cache.dir).expanduser(), readonly=cache.readonly) as store:
             yield store
         return
     with tempfile.TemporaryDirectory(prefix="app-") as folder, Store(Path(folder) / "store") as store:
@@ -99,19 +99,41 @@ def _on_miss(context: Context, store: Store, request: Key, named: dict[str, Path
         raise EagerAskedError(f"cache.on_miss=eager, and it is a miss: {why}")
     if store.readonly:
         raise StoreError(f"the cache is read-only, and it is a miss: {why}")
-    try:
-        with store.lock("requests", request.digest, cache.lock_timeout_s):
-            # another process may have compiled it while this one waited for the lock
+    with ExitStack() as locks:
+        with context.phases("lookup"):
+            # whoever finds the first lock's holder stuck works privately: one after the other, on the second lock
+            if not _lock(context, store, locks, "requests", request.digest):
+                _lock(context, store, locks, "private", request.digest)
+            # another process may have compiled it while this one waited
             again = lookup.find(store, request, named)
-            return again if isinstance(again, Found) else _compile(context, store, request)
+        return again if isinstance(again, Found) else _compile(context, store, request, locks)
+
+
+def _lock(context: Context, store: Store, locks: ExitStack, level: str, digest: str) -> bool:
+    """Take a lock of the store until `locks` closes; False where its holder is stuck."""
+    phases, outer = context.phases, context.phases.current or "lookup"
+
+    def waiting() -> None:
+        phases.switch("wait", about="wait: another process compiles the same")
+
+    try:
+        locks.enter_context(store.lock(level, digest, context.settings.cache.lock_timeout_s, waiting))
     except LockTimeout as error:
         context.warn(f"{error.message}; compiling privately")
-        return _compile(context, store, request)
+        return False
+    finally:
+        if phases.current == "wait":
+            phases.switch(outer, quiet=True)
+    return True
 
 
-def _compile(context: Context, store: Store, request: Key) -> Found:
+def _compile(context: Context, store: Store, request: Key, locks: ExitStack) -> Found:
     phases = context.phases
     before = sum(phases.seconds.values())
+
+    def on_object(digest: str) -> None:
+        _lock(context, store, locks, "objects", digest)
+
     with store.staging() as staging, phases("worker"):
         made = compile_in_worker(
             context.settings,
@@ -122,6 +144,7 @@ def _compile(context: Context, store: Store, request: Key) -> Found:
             scratch=store.scratch,
             log=context.folder / "compile.log",
             on_phase=phases.switch,
+            on_object=on_object,
         )
         phases.switch("publish")
         _publish(context, store, request, made, sum(phases.seconds.values()) - before)

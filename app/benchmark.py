@@ -46,7 +46,7 @@ def benchmark(context: Context, compiled: Model | None) -> None:
         samples: dict[str, Samples] = {}
         about = f"{', '.join(models)} at batch {', '.join(map(str, sizes))}"
         seconds = len(sizes) * settings.measure.budget_s
-        with context.phases("measure", still=f"measure {about}: about {seconds:.0f} s"):
+        with context.phases("measure", about=f"measure {about}: about {seconds:.0f} s", still=True):
             for size in sizes:
                 for name, taken in _measure_batch(context, models, size).items():
                     samples[f"{name}/{size}"] = taken

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import importlib.util
 import math
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ ENGINES = ("aoti", "eager")
 PLACEMENTS = ("frozen", "external")
 ACTIONS = ("warn", "raise")
 ON_MISS = ("compile", "eager", "fail")
+TRUST = ("own", "signed", "none")
+REMOTE_MODES = ("read", "read-write")
 TASKS = ("benchmark", "compile")
 OUTPUTS = ("text", "json")
 SDPA_BACKENDS = ("flash", "mem_efficient", "math")
@@ -64,6 +67,16 @@ def require(name: str, value: Any, ok: bool, rule: str) -> None:
     """Raise ConfigError unless `ok`, naming the field, its value and the rule it breaks."""
     if not ok:
         raise ConfigError(f"{name}={value!r} must be {rule}")
+
+
+def size_in_bytes(text: str) -> int | None:
+    """Bytes of a size like `500 MB`, `10 GiB` or `1048576`; None for what is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *(?:([KMGT])(i?)B?|B)?", text.strip(), flags=re.IGNORECASE)
+    if found is None:
+        return None
+    number, unit, binary = found.groups()
+    power = " kmgt".index(unit.lower()) if unit else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 @dataclass  # not frozen: OmegaConf can't merge into a read-only element of a list or dict
@@ -226,12 +239,47 @@ class CacheConfig:
 
     dir: str | None = steers(None, "the store's folder; null keeps nothing beyond this run")
     readonly: bool = steers(False, "never write to it")
-    lock_timeout_s: float = steers(900.0, "how long to wait for another process that compiles the same")
+    lock_timeout_s: float = steers(
+        60.0, "how long the heartbeat of another process that compiles the same may stand still"
+    )
     on_miss: str = steers("compile", "compile, eager (serve eager), or fail (exit 9)")
+    size_limit: str = steers("10 GiB", "what was used longest ago leaves when the store is larger")
+    trust: str = steers("own", "own (what this user made), signed (by cache.keys), or none (whatever is there)")
+    keys: list[str] = steers([], "public keys whose signatures count, 64 hex digits each")
+    signing_key: str | None = steers(None, "the private key that signs what is made here, by task=cache.keygen")
+    remote: str | None = steers(None, "a store shared with others: a folder, or an fsspec URL like s3://bucket/path")
+    remote_mode: str = steers("read", "read, or read-write (what is made here is put there)")
+    remote_timeout_s: float = steers(30.0, "how long one transfer may take; it is tried twice")
+    alias: str | None = steers(None, "a name for the request and its settings, under which app.alias.load finds it")
+    select: list[str] = steers([], "objects for cache tasks, by the start of the digest or by model; none is all")
+    file: str | None = steers(None, "the bundle that task=cache.export writes and task=cache.import reads")
 
     def __post_init__(self) -> None:
         choose("cache.on_miss", self.on_miss, ON_MISS)
         require("cache.lock_timeout_s", self.lock_timeout_s, self.lock_timeout_s >= 0, "zero or more")
+        require(
+            "cache.size_limit", self.size_limit, size_in_bytes(self.size_limit) is not None, "like 500 MB or 10 GiB"
+        )
+        choose("cache.trust", self.trust, TRUST)
+        for key in self.keys:
+            require("cache.keys", key, len(key) == 64 and set(key) <= set("0123456789abcdef"), "64 hex digits each")
+        choose("cache.remote_mode", self.remote_mode, REMOTE_MODES)
+        require("cache.remote_timeout_s", self.remote_timeout_s, self.remote_timeout_s > 0, "above zero")
+        if self.remote and self.trust == "own":
+            raise ConfigError(
+                "cache.remote needs cache.trust=signed with cache.keys=[...] (or cache.trust=none): what others made "
+                "is not this user's own"
+            )
+        if self.alias is not None:
+            ok = self.alias.replace("-", "_").isidentifier()
+            require("cache.alias", self.alias, ok, "a name of letters, digits, - and _")
+
+    @property
+    def size_limit_bytes(self) -> int:
+        """The size limit as a number."""
+        found = size_in_bytes(self.size_limit)
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True)

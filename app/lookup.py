@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from . import dependencies
+from .config import CacheConfig
 from .keys import Key
 from .record import Outcome
-from .store import Artifact, Corrupt, Hit, Miss, Store
+from .store import Artifact, Corrupt, Hit, Miss, Store, Trust
 
 _RECENT = "recent"
 
@@ -34,6 +35,13 @@ class NotFound:
     """Why nothing answers the request."""
 
     reasons: list[str] = field(default_factory=list)
+
+
+def open_store(cache: CacheConfig, root: Path, *, readonly: bool) -> Store:
+    """The store at `root`, with the trust and the limit that the config gives it."""
+    key = Path(cache.signing_key).expanduser() if cache.signing_key else None
+    trust = Trust(cache.trust, tuple(cache.keys), key)
+    return Store(root, readonly=readonly, trust=trust, size_limit=cache.size_limit_bytes)
 
 
 def find(store: Store, request: Key, named: dict[str, Path]) -> Found | NotFound:

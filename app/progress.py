@@ -20,7 +20,7 @@ class Phases:
     def __init__(self, console: Console) -> None:
         self.seconds: dict[str, float] = {}
         self._console = console
-        self._current: str | None = None
+        self.current: str | None = None
         self.last: str | None = None
         self._since = self._began = time.perf_counter()
         self._live: Progress | None = None
@@ -37,42 +37,42 @@ class Phases:
         self._hide()
 
     @contextmanager
-    def __call__(self, name: str, *, still: str | None = None) -> Iterator[None]:
+    def __call__(self, name: str, *, about: str = "", still: bool = False) -> Iterator[None]:
         """Time a phase; one inside another takes over until it ends.
 
         Args:
             name: The phase, as it stands in the record.
-            still: Nothing may run beside this phase, not even the live line: this plain one stands for it.
+            about: What is shown instead of the name.
+            still: Nothing may run beside this phase, not even the live line: a plain one stands for it.
         """
-        outer = self._current
+        outer = self.current
         try:
-            self.switch(
-                name, still=still
-            )  # inside, so that an interrupt that comes as soon as it is shown is its own
+            # inside, so that an interrupt that comes as soon as it is shown is its own
+            self.switch(name, about=about, still=still)
             yield
         finally:
             self._close()
             if outer is not None:
                 self.switch(outer, quiet=True)
 
-    def switch(self, name: str, *, still: str | None = None, quiet: bool = False) -> None:
+    def switch(self, name: str, *, about: str = "", still: bool = False, quiet: bool = False) -> None:
         """End the current phase and begin another."""
         self._close()
-        self._current, self._since = name, time.perf_counter()
-        if self._live is not None and still is None:
+        self.current, self._since = name, time.perf_counter()
+        if self._live is not None and not still:
             self._live.start()
-            self._live.reset(self._task, description=name)
+            self._live.reset(self._task, description=about or name)
             return
         self._hide()
         if not quiet:
             began = time.perf_counter() - self._began
-            self._console.print(f"[{began:7.1f} s] {still or name}", markup=False, highlight=False)
+            self._console.print(f"[{began:7.1f} s] {about or name}", markup=False, highlight=False)
 
     def _close(self) -> None:
-        if self._current is not None:
+        if self.current is not None:
             spent = time.perf_counter() - self._since
-            self.seconds[self._current] = self.seconds.get(self._current, 0.0) + spent
-            self.last, self._current = self._current, None
+            self.seconds[self.current] = self.seconds.get(self.current, 0.0) + spent
+            self.last, self.current = self.current, None
 
     def _hide(self) -> None:
         if self._live is not None:

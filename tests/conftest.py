@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -27,6 +28,9 @@ from app.context import Context
 from app.lookup import Found
 from app.progress import Phases
 from app.record import Record
+
+# A shell that starts the tests in the background has them ignore it, and so every run that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Everything that a test's run does alike: on the CPU, wherever a GPU may be, and measured no longer than it must.
 QUICK = ("device=cpu", "measure.budget_s=0.05", "measure.warmup=1", "measure.min_samples=3")

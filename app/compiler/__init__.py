@@ -82,6 +82,7 @@ def compile_in_worker(
     scratch: Path,
     log: Path,
     on_phase: Callable[[str], None],
+    on_object: Callable[[str], None],
 ) -> Compiled:
     """Build, export, compile and verify in a worker process.
 
@@ -94,6 +95,8 @@ def compile_in_worker(
         scratch: Where what compilers probe about this machine is kept between runs.
         log: The file that gets everything the worker and the compiler print.
         on_phase: Called with the name of each phase as it begins.
+        on_object: Called with the object's digest before the store is searched for it; the worker waits meanwhile,
+            outside of its time limit.
 
     Raises:
         AppError: as the worker raised it; CompileError where it crashed, was killed, or outlasted
@@ -114,7 +117,7 @@ def compile_in_worker(
     allowed = (*ALLOWED_ENVIRONMENT, *settings.model.environment)
     environment = {name: os.environ[name] for name in allowed if name in os.environ}
     environment |= {"TORCHINDUCTOR_CACHE_DIR": str(private), "PYTHONDONTWRITEBYTECODE": "1"}
-    result = _Worker(message, environment, log, on_phase).run(settings.compile.timeout_s)
+    result = _Worker(message, environment, log, on_phase, on_object).run(settings.compile.timeout_s)
     if not warm.exists():
         _keep_probes(private, warm)
     artifact, weights = staging / ARTIFACT, staging / WEIGHTS_FOLDER
@@ -140,9 +143,15 @@ class _Worker:
     """One worker process: its events, its time limit, and the words for its end."""
 
     def __init__(
-        self, message: dict[str, Any], environment: dict[str, str], log: Path, on_phase: Callable[[str], None]
+        self,
+        message: dict[str, Any],
+        environment: dict[str, str],
+        log: Path,
+        on_phase: Callable[[str], None],
+        on_object: Callable[[str], None],
     ) -> None:
-        self._message, self._environment, self._log, self._on_phase = message, environment, log, on_phase
+        self._message, self._environment, self._log = message, environment, log
+        self._on_phase, self._on_object = on_phase, on_object
         self._phase = "start"
 
     def run(self, timeout_s: float) -> dict[str, Any]:
@@ -173,10 +182,7 @@ class _Worker:
 
     def _say(self, process: subprocess.Popen[bytes], events: int) -> None:
         boot = {"path": sys.path, "module": f"{__package__}.worker"}
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once: its end is told below
-            process.stdin.write(f"{json.dumps(boot)}\n{json.dumps({**self._message, 'events': events})}\n".encode())
-            process.stdin.flush()
+        _tell(process, f"{json.dumps(boot)}\n{json.dumps({**self._message, 'events': events})}\n")
 
     def _listen(
         self, process: subprocess.Popen[bytes], events: BinaryIO, deadline: float, timeout_s: float
@@ -198,6 +204,12 @@ class _Worker:
                     if event["event"] == "error":
                         kind = getattr(errors, event["type"], CompileError)
                         raise kind(event["message"])
+                    if event["event"] == "object":
+                        began = time.monotonic()
+                        self._on_object(event["digest"])
+                        deadline += time.monotonic() - began
+                        _tell(process, "go on\n")
+                        continue
                     self._phase = event["name"]
                     self._on_phase(self._phase)
 
@@ -212,6 +224,13 @@ class _Worker:
         kind = kinds.get(self._phase, CompileError)
         tail = " | ".join(_last_lines(self._log))
         return kind(f"the compile worker {how} in its {self._phase} phase; its last lines: {tail or '(none)'}")
+
+
+def _tell(process: subprocess.Popen[bytes], text: str) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it has died: its end is told by whoever listens to it
+        process.stdin.write(text.encode())
+        process.stdin.flush()
 
 
 def _last_lines(log: Path) -> list[str]:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import AppError, VerifyError
@@ -33,10 +34,11 @@ WEIGHTS_FOLDER = "weights"
 def main() -> None:
     """Read the request, die with the parent, work, and report."""
     request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    answers: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_listen, args=(answers,), daemon=True).start()
     with os.fdopen(request["events"], "w", encoding="utf-8", buffering=1) as events:
         try:
-            result = _work(request, events)
+            result = _work(request, events, answers)
             _send(events, {"event": "done", "result": result})
         except AppError as error:
             _send(events, {"event": "error", "type": type(error).__name__, "message": error.message})
@@ -47,9 +49,10 @@ def main() -> None:
     os._exit(0)  # the artifact is on disk: nothing that an atexit handler or a destructor does may spoil it
 
 
-def _die_with_parent() -> None:
+def _listen(answers: SimpleQueue[str]) -> None:
     """The parent holds the other end of standard input: when it dies, so does this whole process group."""
-    sys.stdin.read()
+    for line in sys.stdin:
+        answers.put(line)
     os.killpg(0, signal.SIGKILL)
 
 
@@ -118,14 +121,15 @@ def prepare(
     return Prepared(workload, module, exported, key, content["sha256"], dependencies)
 
 
-def _work(request: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
+def _work(request: Mapping[str, Any], events: TextIO, answers: SimpleQueue[str]) -> dict[str, Any]:
     """Build, export, and compile unless the store has the same program already; returns Compiled's fields."""
 
     def phase(name: str) -> None:
         _send(events, {"event": "phase", "name": name})
 
     from ..config import typed
-    from ..store import Hit, Store
+    from ..lookup import open_store
+    from ..store import Hit
 
     settings, device, staging = typed(request["settings"]), request["device"], Path(request["staging"])
     made = prepare(settings, request["factors"], device, phase)
@@ -133,7 +137,10 @@ def _work(request: Mapping[str, Any], events: TextIO) -> dict[str, Any]:
 
     frozen = settings.inductor_options["freezing"]
     weights = None if frozen else staging / WEIGHTS_FOLDER
-    found = Store(Path(request["store"]), readonly=True).read("objects", made.object.digest)
+    _send(events, {"event": "object", "digest": made.object.digest})
+    answers.get()  # the parent holds the object's lock now
+    store = open_store(settings.cache, Path(request["store"]), readonly=True)
+    found = store.read("objects", made.object.digest)
     result: dict[str, Any] = {
         "outcome": "graph-hit" if isinstance(found, Hit) else "miss",
         "object": made.object.digest,

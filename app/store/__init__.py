@@ -4,6 +4,7 @@
     weights/ab/<digest>/   weights, shared by the artifacts that use them
     index/                 request digests to objects, use counts, notes; on a local disk (SQLite)
     locks/<level>/ab.lock  never deleted
+    pins/<kind>-<digest>   what never leaves
     quarantine/<digest>-<n>/{object, reason.txt}
     tmp/<random>/{files, lock}   what is being written; one whose lock is free was abandoned, and is swept
     scratch/               for others
@@ -15,15 +16,18 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import StoreError
+from .collect import Item, leaving
 from .index import Index
-from .locks import LockTimeout, hold
+from .locks import LockTimeout, hold, hold_for_work
 from .objects import (
     KINDS,
     MANIFEST,
@@ -34,18 +38,21 @@ from .objects import (
     Hit,
     Manifest,
     Miss,
+    Untrusted,
     is_digest,
     look,
     move_away,
     place,
     read_manifest,
     seal,
+    size_of,
     stats_of,
 )
 from .staging import stage, staged, sweep
+from .trust import Trust, check_place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 __all__ = [
@@ -59,12 +66,16 @@ __all__ = [
     "Manifest",
     "Miss",
     "Store",
+    "Trust",
+    "Untrusted",
 ]
 
 logger = logging.getLogger(__name__)
 
 MAX_ENTRIES = 16
-LOCK_LEVELS = ("requests", *KINDS)
+# What work is excluded from: tracing a request; doing so privately, because the first lock's holder is stuck;
+# compiling an object.
+LOCK_LEVELS = ("requests", "private", "objects")
 # The store's own locks are held while it hashes one object, so this long means a stuck process or disk.
 OWN_LOCK_TIMEOUT_S = 60.0
 
@@ -77,9 +88,16 @@ class Store:
     permissions keep from its promise; an unknown kind or a malformed digest is a `ValueError`.
     """
 
-    def __init__(self, root: Path, *, readonly: bool = False) -> None:
+    def __init__(
+        self, root: Path, *, readonly: bool = False, trust: Trust | None = None, size_limit: int | None = None
+    ) -> None:
         self.root = root.absolute()
         self.readonly = readonly
+        self.trust = trust or Trust()
+        self.size_limit = size_limit
+        self._in_use: set[str] = set()
+        if self.trust.policy != "none":
+            check_place(self.root)
         if not readonly:
             self._prepare()
         elif not self.root.is_dir():
@@ -121,6 +139,7 @@ class Store:
             before = known.get("count", 0) if isinstance(known, dict) else 0
             return {"count": before + 1, "last_used": time.time()}
 
+        self._in_use.add(digest)
         self._index.update(f"note/used/{kind}/{digest}", count)
 
     def rebuild_index(self) -> int:
@@ -148,13 +167,13 @@ class Store:
         hashed = f"hashed/{kind}/{digest}"
         known = self.noted(hashed)
         known = known if isinstance(known, dict) else {}
-        found = look(path, kind, digest, known)
+        found = look(path, kind, digest, known, self.trust)
         if isinstance(found, Hit) and not self.readonly and (stats := stats_of(found.artifact)) != known:
             self.note(hashed, stats)
         if isinstance(found, Corrupt) and not self.readonly:
             try:
                 with self._commit(digest):
-                    found = look(path, kind, digest, {})  # another process may have healed it
+                    found = look(path, kind, digest, {}, self.trust)  # another process may have healed it
                     if isinstance(found, Corrupt):
                         self._move_away(path, found.reason)
             except StoreError as error:
@@ -181,12 +200,59 @@ class Store:
         try:
             blank = Manifest(kind, digest, factors, {}, content, verified, provenance, requests)
             with self._writing(f"publish {kind}/{digest[:12]}"):
-                artifact = self._commit_object(staging, Artifact(target, seal(staging, blank)))
+                artifact = self._commit_object(staging, Artifact(target, seal(staging, blank, self.trust)))
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         for item in requests:
             self.remember(item["request"], item["entry"])
+        self._in_use.add(digest)
+        self.collect()
         return artifact
+
+    def items(self) -> list[Item]:
+        """Everything that counts against the size limit."""
+        found = []
+        for kind in KINDS:
+            for path in self._directory(kind).glob("??/*"):
+                used = self.noted(f"used/{kind}/{path.name}")
+                last = used["last_used"] if isinstance(used, dict) else _age(path)
+                found.append(Item(kind, path.name, size_of(path), last, self._pin(kind, path.name).exists()))
+        cells = (self.root / "quarantine").glob("*")
+        return found + [Item("quarantine", path.name, size_of(path), _age(path)) for path in cells]
+
+    def collect(self, limit: int | None = None) -> list[Item]:
+        """Remove what was used longest ago until the store is within its size limit; returns what left.
+
+        What is pinned stays, and what this process has published or used. Unlinking a library that another
+        process has mapped leaves it that process's own (on a local disk).
+        """
+        limit = self.size_limit if limit is None else limit
+        if limit is None or sum(size_of(self.root / name) for name in (*KINDS, "quarantine")) <= limit:
+            return []
+        gone = leaving(
+            (replace(item, pinned=item.pinned or item.digest in self._in_use) for item in self.items()), limit
+        )
+        for item in gone:
+            self.remove(item.kind, item.digest)
+        logger.info("cache: %d removed to stay within %d bytes", len(gone), limit)
+        return gone
+
+    def remove(self, kind: str, name: str) -> None:
+        """Take something out of every reader's sight in one step, then delete it."""
+        path = self.root / "quarantine" / name if kind == "quarantine" else self._path(kind, name)
+        with self._writing(f"remove {name[:12]}"), suppress(FileNotFoundError):
+            aside = self.root / "tmp" / f"removed-{secrets.token_hex(8)}"
+            path.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def pin(self, kind: str, digest: str, pinned: bool = True) -> None:
+        """Keep an object for good, or no longer: a file says so, since the index may be lost."""
+        with self._writing("pin"):
+            path = self._pin(kind, digest)
+            path.touch() if pinned else path.unlink(missing_ok=True)
+
+    def _pin(self, kind: str, digest: str) -> Path:
+        return self.root / "pins" / f"{kind}-{digest}"
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -197,17 +263,20 @@ class Store:
             yield folder
 
     @contextmanager
-    def lock(self, kind: str, digest: str, timeout_s: float) -> Iterator[None]:
+    def lock(
+        self, level: str, digest: str, timeout_s: float, on_wait: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
         """Exclude other processes and threads from work on a digest; raises `LockTimeout`.
 
-        `kind` is `requests`, `objects` or `weights`, and locks are nested in that order, at most one of each:
-        then no two processes can wait for each other. A thread may take the lock that it holds again. Digests
-        that share their first two hex digits share a file, and merely wait for each other.
+        A holder is waited for while its heartbeat goes on; one that stands still for `timeout_s` is given up.
+        `level` is one of LOCK_LEVELS, and locks are nested in that order, at most one of each: then no two
+        processes can wait for each other. A thread may take the lock that it holds again. Digests that share
+        their first two hex digits share a file, and merely wait for each other.
         """
-        if kind not in LOCK_LEVELS or not is_digest(digest):
-            raise ValueError(f"can't lock {kind}/{digest}: the kinds are {', '.join(LOCK_LEVELS)}")
+        if level not in LOCK_LEVELS or not is_digest(digest):
+            raise ValueError(f"can't lock {level}/{digest}: the levels are {', '.join(LOCK_LEVELS)}")
         with self._writing("lock"):
-            held = hold(self.root / "locks" / kind / f"{digest[:2]}.lock", timeout_s)
+            held = hold_for_work(self.root / "locks" / level / f"{digest[:2]}.lock", timeout_s, on_wait)
         with held:
             yield
 
@@ -225,7 +294,7 @@ class Store:
     def _prepare(self) -> None:
         locks = (f"locks/{level}" for level in (*LOCK_LEVELS, "commit"))
         try:
-            for name in (*KINDS, *locks, "tmp", "quarantine", "scratch"):
+            for name in (*KINDS, *locks, "pins", "tmp", "quarantine", "scratch"):
                 _make_private(self.root / name)
             # Tried, since permission bits don't tell of a read-only mount.
             tempfile.TemporaryFile(dir=self.root / "tmp").close()
@@ -239,10 +308,10 @@ class Store:
         """Under a lock, so that nobody quarantines by an old reading what somebody has just healed."""
         manifest = artifact.manifest
         with self._commit(manifest.digest):
-            match look(artifact.path, manifest.kind, manifest.digest, {}):
+            match look(artifact.path, manifest.kind, manifest.digest, {}, self.trust):
                 case Hit(existing):
                     return existing
-                case Corrupt(reason=reason):
+                case Corrupt(reason=reason) | Untrusted(reason=reason):
                     self._move_away(artifact.path, reason)
                 case Miss():
                     pass

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -15,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import StoreError
 from ..files import Stat, settled, stat_of
+from .trust import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from io import BufferedReader
 
 MANIFEST = "manifest.json"
+SIGNATURES = "signatures.json"  # of the manifest's bytes, by public key
 MANIFEST_SCHEMA = 1
 KINDS = ("objects", "weights")
+OWN_FILES = frozenset((MANIFEST, SIGNATURES))
 
 # What a damaged tree or disk answers; the rest (permission, too many open files) is the reader's own trouble.
 DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EIO, errno.EUCLEAN)
@@ -34,10 +38,10 @@ def is_digest(value: object) -> bool:
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether a file of this name lies within its object, and is not the manifest itself."""
+    """Whether a file of this name lies within its object, and is none of the object's own."""
     path = PurePosixPath(name)
     plain = str(path) == name and "\0" not in name
-    return plain and not path.is_absolute() and ".." not in path.parts and name not in {".", MANIFEST}
+    return plain and not path.is_absolute() and ".." not in path.parts and name not in {".", *OWN_FILES}
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,10 @@ class Miss:
     reason: str
 
 
+class Untrusted(Miss):
+    """There is one, and nobody who is trusted vouches for it: as good as none."""
+
+
 @dataclass(frozen=True)
 class Corrupt:
     """The object is there, and wrong; a writable store has moved it to its quarantine."""
@@ -162,12 +170,14 @@ class Corrupt:
     reason: str
 
 
-def look(path: Path, kind: str, digest: str, known: Mapping[str, Stat]) -> Hit | Miss | Corrupt:
+def look(path: Path, kind: str, digest: str, known: Mapping[str, Stat], trust: Trust) -> Hit | Miss | Corrupt:
     """Check the object at `path`; raises `StoreError` if this process may not read it.
 
     Files whose stat tuple is among the `known`, by name, were hashed before and are not read again.
     """
     try:
+        if (why := _distrust(path, trust)) is not None:
+            return Untrusted(f"{kind}/{digest[:12]} is not trusted: {why}")
         return Hit(_check(path, kind, digest, known))
     except (OSError, ValueError) as error:
         reason = str(error)
@@ -180,20 +190,46 @@ def look(path: Path, kind: str, digest: str, known: Mapping[str, Stat]) -> Hit |
         return Corrupt(digest, reason)
 
 
-def seal(folder: Path, blank: Manifest) -> Manifest:
+def _distrust(path: Path, trust: Trust) -> str | None:
+    """Why the object at `path` isn't trusted: its owner, or its signatures; a symlink is left to `_check`."""
+    if trust.policy == "signed" and not path.is_symlink():
+        with _open(path / MANIFEST) as file:
+            payload = file.read()
+        return trust.refuses(payload, read_signatures(path))
+    places = [path.parent.parent, path.parent, path, *path.rglob("*")]
+    return next((why for place in places if (why := trust.refuses_owner(place)) is not None), None)
+
+
+def read_signatures(path: Path) -> Any:
+    """What signs the object at `path`: signatures by public key, or None."""
+    try:
+        with _open(path / SIGNATURES) as file:
+            return json.loads(file.read())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def seal(folder: Path, blank: Manifest, trust: Trust) -> Manifest:
     """Make an object of the files in `folder`: hashed, read-only, on the disk, the manifest last of all.
 
     The manifest is read back from its text, so that the publisher sees what every later reader will.
     """
     files = {name: _fingerprint(folder / name, seal=True) for name in sorted(_names_in(folder))}
     text = replace(blank, files=files).to_json()
-    with open(folder / MANIFEST, "x", opener=lambda name, flags: os.open(name, flags, 0o400)) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    if signatures := trust.sign(text.encode()):
+        write_once(folder / SIGNATURES, json.dumps(signatures).encode())
+    write_once(folder / MANIFEST, text.encode())
     for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         sync(inner)
     return Manifest.from_json(text)
+
+
+def write_once(path: Path, data: bytes) -> None:
+    """A new file, read-only and on the disk."""
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o400)) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def place(staged: Path, target: Path) -> None:
@@ -226,6 +262,16 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
+def size_of(path: Path) -> int:
+    """Bytes of all files beneath a folder; what vanishes meanwhile counts as nothing."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(OSError):
+                total += Path(folder, name).lstat().st_size
+    return total
+
+
 def stats_of(artifact: Artifact) -> dict[str, Stat]:
     """The stat tuples of an object's files, of those that are old enough to tell a change by."""
     try:
@@ -241,7 +287,7 @@ def _check(path: Path, kind: str, digest: str, known: Mapping[str, Stat]) -> Art
     manifest = read_manifest(path)
     if (manifest.kind, manifest.digest) != (kind, digest):
         raise ValueError(f"its manifest is that of {manifest.kind}/{manifest.digest}")
-    if extra := set(_names_in(path)) - {MANIFEST} - set(manifest.files):
+    if extra := set(_names_in(path)) - OWN_FILES - set(manifest.files):
         raise ValueError(f"{min(extra)!r} is not in its manifest")
     for name, info in manifest.files.items():
         if known.get(name) != stat_of(path / name) and (found := _fingerprint(path / name)) != info:

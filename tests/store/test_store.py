@@ -132,7 +132,7 @@ def test_a_lock_excludes_another_process_until_that_is_killed(store, digest_of, 
     process = child("hold_lock", store.root, "objects", digest_of("a"))
     assert process.stdout.readline() == "held\n"
     with (
-        pytest.raises(LockTimeout, match=r"cache\.lock_timeout_s"),
+        pytest.raises(LockTimeout, match="no heartbeat"),
         store.lock("objects", digest_of("a"), 0.05),
     ):
         pass
@@ -142,6 +142,31 @@ def test_a_lock_excludes_another_process_until_that_is_killed(store, digest_of, 
         with store.lock("objects", digest_of("a"), 5):
             pass
     assert (store.root / "locks" / "objects" / f"{digest_of('a')[:2]}.lock").exists()
+
+
+def test_a_holder_that_beats_is_waited_for_and_one_that_is_stopped_is_given_up(store, digest_of, child):
+    process = child("hold_lock", store.root, "requests", digest_of("a"))
+    assert process.stdout.readline() == "held\n"
+    waited = []
+    taken = threading.Event()
+
+    def wait():
+        with Store(store.root) as own, own.lock("requests", digest_of("a"), 2.5, lambda: waited.append(True)):
+            taken.set()
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    assert not taken.wait(4)  # longer than the heartbeat may stand still
+    process.send_signal(signal.SIGKILL)
+    assert taken.wait(5)
+    waiter.join()
+    assert waited == [True]
+
+    process = child("hold_lock", store.root, "requests", digest_of("a"))
+    assert process.stdout.readline() == "held\n"
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(LockTimeout, match="no heartbeat"), store.lock("requests", digest_of("a"), 1.5):
+        pass
 
 
 def test_locks_of_one_prefix_nest_in_a_thread_and_exclude_other_threads(store):
@@ -174,7 +199,7 @@ def test_publishing_and_quarantine_work_under_the_callers_own_locks(store, publi
 
 def test_a_lock_of_no_known_kind_is_refused(store, digest_of):
     with (
-        pytest.raises(ValueError, match="requests, objects, weights"),
+        pytest.raises(ValueError, match="requests, private, objects"),
         store.lock("request", digest_of("a"), 1),
     ):
         pass
