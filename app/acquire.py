@@ -128,7 +128,12 @@ def _lock(context: Context, store: Store, locks: ExitStack, level: str, digest: 
 
 
 def _compile(context: Context, store: Store, request: Key, locks: ExitStack) -> Found:
-    phases = context.phases
+    phases, cache = context.phases, context.settings.cache
+    if cache.trust == "signed" and cache.signing_key is None:
+        context.warn(
+            "cache.trust=signed without cache.signing_key: what is compiled now serves this run only; "
+            "task=cache.keygen makes a key"
+        )
     before = sum(phases.seconds.values())
 
     def on_object(digest: str) -> None:
@@ -148,7 +153,7 @@ def _compile(context: Context, store: Store, request: Key, locks: ExitStack) -> 
         )
         phases.switch("publish")
         _publish(context, store, request, made, sum(phases.seconds.values()) - before)
-        found = lookup.open_objects(store, made.object, made.weights, made.outcome)
+        found = lookup.open_objects(store, made.object, made.weights, made.outcome, just_made=True)
     if isinstance(found, NotFound):
         raise StoreError(f"what was just published can't be read: {found.reasons[0]}")
     return found

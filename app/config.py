@@ -502,7 +502,11 @@ def typed(config: DictConfig | Mapping[str, Any]) -> Settings:
     """
     try:
         # as plain values: Hydra's `+key=...` opens the composed config, and the schema must still say no
-        plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+        plain = (
+            OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            if isinstance(config, DictConfig)
+            else dict(config)
+        )
         merged = OmegaConf.merge(_schema(), plain)
         _writable(merged)
         settings = OmegaConf.to_object(merged)

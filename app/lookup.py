@@ -61,13 +61,15 @@ def find(store: Store, request: Key, named: dict[str, Path]) -> Found | NotFound
     return NotFound(list(dict.fromkeys(reasons)) or _explain(store, request))
 
 
-def open_objects(store: Store, digest: str, weights: str | None, outcome: Outcome) -> Found | NotFound:
+def open_objects(
+    store: Store, digest: str, weights: str | None, outcome: Outcome, *, just_made: bool = False
+) -> Found | NotFound:
     """Read an artifact and its weights, every byte checked."""
     opened: dict[str, Artifact] = {}
     for kind, name in (("objects", digest), ("weights", weights)):
         if name is None:
             continue
-        match store.read(kind, name):
+        match store.read(kind, name, just_made=just_made):
             case Hit(artifact):
                 opened[kind] = artifact
             case Miss(reason):

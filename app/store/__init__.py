@@ -155,11 +155,11 @@ class Store:
                 if (manifest.kind, manifest.digest) == (kind, path.parent.name):
                     yield manifest
 
-    def read(self, kind: str, digest: str) -> Hit | Miss | Corrupt:
+    def read(self, kind: str, digest: str, *, just_made: bool = False) -> Hit | Miss | Corrupt:
         """Compare every file of an object with its manifest; what is wrong is quarantined.
 
         A file is hashed unless it was before and its stat tuple is the same. A malformed digest is a miss, since
-        it comes from the index.
+        it comes from the index. What this process has `just_made` needs no signature.
         """
         if not is_digest(digest):
             return Miss(f"{digest!r} is not a digest")
@@ -167,13 +167,14 @@ class Store:
         hashed = f"hashed/{kind}/{digest}"
         known = self.noted(hashed)
         known = known if isinstance(known, dict) else {}
-        found = look(path, kind, digest, known, self.trust)
+        trust = Trust() if just_made else self.trust
+        found = look(path, kind, digest, known, trust)
         if isinstance(found, Hit) and not self.readonly and (stats := stats_of(found.artifact)) != known:
             self.note(hashed, stats)
         if isinstance(found, Corrupt) and not self.readonly:
             try:
                 with self._commit(digest):
-                    found = look(path, kind, digest, {}, self.trust)  # another process may have healed it
+                    found = look(path, kind, digest, {}, trust)  # another process may have healed it
                     if isinstance(found, Corrupt):
                         self._move_away(path, found.reason)
             except StoreError as error:
@@ -311,8 +312,10 @@ class Store:
             match look(artifact.path, manifest.kind, manifest.digest, {}, self.trust):
                 case Hit(existing):
                     return existing
-                case Corrupt(reason=reason) | Untrusted(reason=reason):
+                case Corrupt(reason=reason):
                     self._move_away(artifact.path, reason)
+                case Untrusted():
+                    self.remove(manifest.kind, manifest.digest)
                 case Miss():
                     pass
             place(staging, artifact.path)
