@@ -31,7 +31,11 @@ ACTIONS = ("warn", "raise")
 ON_MISS = ("compile", "eager", "fail")
 TRUST = ("own", "signed", "none")
 REMOTE_MODES = ("read", "read-write")
-TASKS = ("benchmark", "compile")
+TASKS = (
+    "benchmark", "compile", "explain", "warm", "cache.list", "cache.show", "cache.verify", "cache.prune",
+    "cache.clear", "cache.pin", "cache.unpin", "cache.stats", "cache.rebuild-index", "cache.keygen", "cache.keys",
+    "cache.export", "cache.import",
+)  # fmt: skip
 OUTPUTS = ("text", "json")
 SDPA_BACKENDS = ("flash", "mem_efficient", "math")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
@@ -353,7 +357,8 @@ class RuntimeConfig:
 class TaskConfig:
     """What `python -m app` does."""
 
-    name: str = steers("benchmark", "benchmark, or compile (only fill the cache)")
+    name: str = steers("benchmark", "one of " + ", ".join(TASKS))
+    requests: list[str] = steers([], "for warm: command lines such as 'model=cnn mode=max-autotune'")
 
     def __post_init__(self) -> None:
         choose("task.name", self.name, TASKS)

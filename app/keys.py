@@ -96,6 +96,8 @@ def _short(text: str | None) -> str:
     if text is None:
         return "nothing"
     shown = str(json.loads(text)) if text.startswith('"') else text
+    if len(shown) == 64 and set(shown) <= set("0123456789abcdef"):
+        return shown[:8]
     return shown if len(shown) <= 60 else shown[:40] + "…" + hashlib.sha256(shown.encode()).hexdigest()[:8]
 
 

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Self, get_args, get_origin, get_type_hints
@@ -17,6 +18,11 @@ from .measure.statistics import Latency
 SCHEMA = 1
 
 Outcome = Literal["direct-hit", "graph-hit", "remote-hit", "miss", "off"]
+
+
+def now() -> str:
+    """ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,7 @@ class Record:
     throughput_per_s: dict[str, float] | None = None
     memory: Memory | None = None
     monitor: dict[str, Any] | None = None
+    result: list[dict[str, Any]] | None = None
     environment: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
     run_dir: str | None = None

@@ -83,6 +83,7 @@ def compile_in_worker(
     log: Path,
     on_phase: Callable[[str], None],
     on_object: Callable[[str], None],
+    only_export: bool = False,
 ) -> Compiled:
     """Build, export, compile and verify in a worker process.
 
@@ -97,6 +98,7 @@ def compile_in_worker(
         on_phase: Called with the name of each phase as it begins.
         on_object: Called with the object's digest before the store is searched for it; the worker waits meanwhile,
             outside of its time limit.
+        only_export: Compile nothing; a `miss` then has no artifact.
 
     Raises:
         AppError: as the worker raised it; CompileError where it crashed, was killed, or outlasted
@@ -113,6 +115,7 @@ def compile_in_worker(
         "staging": str(staging),
         "store": str(store),
         "debug": settings.debug,
+        "only_export": only_export,
     }
     allowed = (*ALLOWED_ENVIRONMENT, *settings.model.environment)
     environment = {name: os.environ[name] for name in allowed if name in os.environ}

@@ -150,6 +150,8 @@ def _work(request: Mapping[str, Any], events: TextIO, answers: SimpleQueue[str])
         "provenance": {},
         "cases": [],
     }
+    if request["only_export"]:
+        return {**result, "content": {}}
     if isinstance(found, Hit):
         folder, content = found.artifact.path, found.artifact.manifest.content
     else:

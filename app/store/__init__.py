@@ -132,6 +132,10 @@ class Store:
         """What was noted, or None."""
         return self._index.get(f"note/{key}")
 
+    def change_note(self, key: str, change: Callable[[Any], Any]) -> None:
+        """Replace a note by `change` of it, None where there was none; other processes wait meanwhile."""
+        self._index.update(f"note/{key}", change)
+
     def used(self, kind: str, digest: str) -> None:
         """Count one use, now; `noted("used/<kind>/<digest>")` has `count` and `last_used` (Unix time)."""
 
@@ -140,7 +144,7 @@ class Store:
             return {"count": before + 1, "last_used": time.time()}
 
         self._in_use.add(digest)
-        self._index.update(f"note/used/{kind}/{digest}", count)
+        self.change_note(f"used/{kind}/{digest}", count)
 
     def rebuild_index(self) -> int:
         """Make the index again from the manifests; returns the number of direct entries found."""
@@ -154,6 +158,24 @@ class Store:
                 manifest = read_manifest(path.parent)
                 if (manifest.kind, manifest.digest) == (kind, path.parent.name):
                     yield manifest
+
+    def digests(self, kind: str) -> list[str]:
+        """The names of everything of a kind, sound or not."""
+        return sorted(path.name for path in self._directory(kind).glob("??/*") if is_digest(path.name))
+
+    def examine(self, kind: str, digest: str) -> tuple[str, str | None]:
+        """`ok`, `untrusted`, `corrupt` or `unreadable`, and why; every byte is read, and nothing is changed."""
+        try:
+            found = look(self._path(kind, digest), kind, digest, {}, self.trust)
+        except StoreError as error:
+            return "unreadable", error.message
+        match found:
+            case Untrusted(reason):
+                return "untrusted", reason
+            case Corrupt(_, reason) | Miss(reason):
+                return "corrupt", reason
+            case _:
+                return "ok", None
 
     def read(self, kind: str, digest: str, *, just_made: bool = False) -> Hit | Miss | Corrupt:
         """Compare every file of an object with its manifest; what is wrong is quarantined.
@@ -217,7 +239,7 @@ class Store:
             for path in self._directory(kind).glob("??/*"):
                 used = self.noted(f"used/{kind}/{path.name}")
                 last = used["last_used"] if isinstance(used, dict) else _age(path)
-                found.append(Item(kind, path.name, size_of(path), last, self._pin(kind, path.name).exists()))
+                found.append(Item(kind, path.name, size_of(path), last, self.pinned(kind, path.name)))
         cells = (self.root / "quarantine").glob("*")
         return found + [Item("quarantine", path.name, size_of(path), _age(path)) for path in cells]
 
@@ -251,6 +273,10 @@ class Store:
         with self._writing("pin"):
             path = self._pin(kind, digest)
             path.touch() if pinned else path.unlink(missing_ok=True)
+
+    def pinned(self, kind: str, digest: str) -> bool:
+        """Whether an object never leaves."""
+        return self._pin(kind, digest).exists()
 
     def _pin(self, kind: str, digest: str) -> Path:
         return self.root / "pins" / f"{kind}-{digest}"
