@@ -37,6 +37,7 @@ TASKS = (
     "cache.export", "cache.import",
 )  # fmt: skip
 OUTPUTS = ("text", "json")
+TARGETS = ("native", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 SDPA_BACKENDS = ("flash", "mem_efficient", "math")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 BATCH = "batch"
@@ -382,11 +383,15 @@ class Settings:
     measure: MeasureConfig = steers(MeasureConfig, "how it is measured")
     runtime: RuntimeConfig = steers(RuntimeConfig, "the serving process")
     device: str = factor("auto", "auto, cpu, cuda or cuda:N")
+    target: str = factor(
+        "native", "the processors it is for: native (those with this one's flags), or x86-64-v2 to v4"
+    )
     output: str = steers("text", "text (a table) or json (the record on standard output)")
     debug: bool = steers(False, "show tracebacks")
 
     def __post_init__(self) -> None:
         choose("output", self.output, OUTPUTS)
+        choose("target", self.target, TARGETS)
         if not (self.model.target or self.model.program):
             raise ConfigError(
                 "model.target is not given: name a callable that returns an nn.Module (package.module:name)"
@@ -409,7 +414,8 @@ class Settings:
         # Two ways in which Inductor bakes weights in even without freezing: tensors of up to 8 elements become code,
         # and the C++ GEMM template packs its weights while compiling.
         kept: dict[str, Any] = {"always_keep_tensor_constants": True, "max_autotune_gemm_backends": "ATEN,TRITON"}
-        return {"freezing": frozen, **({} if frozen else kept), **threads, **self.mode.inductor}
+        march = {} if self.target == "native" else {"cpp.march": self.target}
+        return {"freezing": frozen, **({} if frozen else kept), **threads, **march, **self.mode.inductor}
 
     def factors(self) -> dict[str, Any]:
         """The fields marked as factors, nested as the config is, with what they resolve to."""

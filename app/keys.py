@@ -118,7 +118,7 @@ def request_key(settings: Settings, device: str) -> Key:
         **config,
         "device": device.partition(":")[0],
         "toolchain": {**toolchain(), "python": python_version()},
-        "target": target(device),
+        "target": target(device, settings.target),
     }
     try:
         canonical(factors)

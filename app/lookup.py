@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import dependencies
+from . import dependencies, environment
 from .config import CacheConfig
 from .keys import Key
 from .record import Outcome
@@ -83,6 +83,8 @@ def open_objects(
                 return NotFound([f"the artifact is gone: {reason}"])
             case Corrupt(_, reason):
                 return NotFound([f"the artifact was damaged and is quarantined: {reason}"])
+    if (why := environment.lacks(opened["objects"].manifest.factors["target"])) is not None:
+        return NotFound([f"the artifact can't run here: {why}"])
     return Found(outcome, opened["objects"], opened.get("weights"))
 
 
@@ -119,7 +121,7 @@ def nearest(key: Key, known: Iterable[tuple[str, Mapping[str, Any], float | None
         return ["there is nothing to compare with"]
     differences, model, at = min(compared, key=lambda item: len(item[0]))
     target = [text for text in differences if text.startswith("model.target ")]
-    shown = target or differences[:MAX_DIFFERENCES] or ["nothing differs: its entry was dropped"]
+    shown = target or differences[:MAX_DIFFERENCES] or ["its entry was dropped"]
     if (hidden := len(differences) - len(shown)) > 0:
         shown = [*shown[:-1], f"{shown[-1]}, and {hidden} more"]
     age = f", {ago(time.time() - at)}" if at is not None else ""

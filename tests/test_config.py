@@ -335,6 +335,7 @@ OTHERS = {
     "output": "json",
     "batch_sizes": [2, 3],
     "model.target": "m:other",
+    "target": "x86-64-v2",
     "depends_on": ["b"],
     "environment": ["TWO"],
     "threads": 3,

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from .. import errors
 from ..config import Settings
-from ..environment import compiler, torch_version
+from ..environment import LIMITS, compiler, torch_version
 from ..errors import AppError, CompileError
 from ..keys import Key, digest
 from ..record import Outcome
@@ -105,7 +105,7 @@ def compile_in_worker(
             `compile.timeout_s`.
     """
     private = staging / "inductor"
-    warm = scratch / digest([torch_version()["version"], compiler()])[:16]
+    warm = scratch / digest([torch_version()["version"], compiler(), settings.target])[:16]
     if warm.is_dir():
         shutil.copytree(warm, private)
     message = {
@@ -120,6 +120,7 @@ def compile_in_worker(
     allowed = (*ALLOWED_ENVIRONMENT, *settings.model.environment)
     environment = {name: os.environ[name] for name in allowed if name in os.environ}
     environment |= {"TORCHINDUCTOR_CACHE_DIR": str(private), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= LIMITS.get(settings.target, {})
     result = _Worker(message, environment, log, on_phase, on_object).run(settings.compile.timeout_s)
     if not warm.exists():
         _keep_probes(private, warm)
