@@ -73,6 +73,10 @@ def acquire(context: Context, store: Store) -> Found:
         if found.weights is not None:
             store.used("weights", found.weights.digest)
         lookup.count(store, found.outcome, reasons, record.cache.seconds_saved or 0.0)
+        if context.settings.cache.alias is not None:
+            from . import alias
+
+            alias.save(store, context.settings.cache.alias, context.settings)
     return found
 
 
@@ -119,6 +123,13 @@ def _on_miss(context: Context, store: Store, request: Key, named: dict[str, Path
     cache, why = context.settings.cache, "; ".join(reasons)
     if cache.on_miss == "fail":
         raise MissError(f"cache.on_miss=fail, and it is a miss: {why}")
+    if cache.on_miss == "background" and not store.readonly and cache.dir is not None:
+        from . import background
+
+        pid = background.start(context.settings, context.folder / "background")
+        raise EagerAskedError(
+            f"cache.on_miss=background: process {pid} compiles for the next run; it is a miss: {why}"
+        )
     if cache.on_miss == "eager":
         raise EagerAskedError(f"cache.on_miss=eager, and it is a miss: {why}")
     if store.readonly:

@@ -28,7 +28,7 @@ PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 ENGINES = ("aoti", "eager")
 PLACEMENTS = ("frozen", "external")
 ACTIONS = ("warn", "raise")
-ON_MISS = ("compile", "eager", "fail")
+ON_MISS = ("compile", "background", "eager", "fail")
 TRUST = ("own", "signed", "none")
 REMOTE_MODES = ("read", "read-write")
 TASKS = (
@@ -247,7 +247,9 @@ class CacheConfig:
     lock_timeout_s: float = steers(
         60.0, "how long the heartbeat of another process that compiles the same may stand still"
     )
-    on_miss: str = steers("compile", "compile, eager (serve eager), or fail (exit 9)")
+    on_miss: str = steers(
+        "compile", "compile, background (serve eager, and compile for the next run), eager, or fail (exit 9)"
+    )
     size_limit: str = steers("10 GiB", "what was used longest ago leaves when the store is larger")
     trust: str = steers("own", "own (what this user made), signed (by cache.keys), or none (whatever is there)")
     keys: list[str] = steers([], "public keys whose signatures count, 64 hex digits each")
@@ -462,7 +464,7 @@ def _writable(node: Any) -> None:
 def register() -> None:
     """Put the schema where conf/config.yaml finds it, as `settings`."""
     resolvers: dict[str, Callable[..., str]] = {
-        "cache_dir": _user_cache_dir,
+        "cache_dir": user_cache_dir,
         "package_file": _package_file,
         "unique": _unique,
         "fields": lambda: "\n".join(_describe(Settings)),
@@ -472,7 +474,8 @@ def register() -> None:
     ConfigStore.instance().store(name="settings", node=_schema())
 
 
-def _user_cache_dir() -> str:
+def user_cache_dir() -> str:
+    """Where the user's own cache is unless the config says otherwise."""
     import platformdirs
 
     return str(Path(platformdirs.user_cache_dir("aot-app")) / "store")

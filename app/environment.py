@@ -173,6 +173,30 @@ def target(device: str, level: str = "native") -> dict[str, Any]:
     return found
 
 
+NETWORK_FILESYSTEMS = frozenset(
+    ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs")
+) | {"fuse.glusterfs", "fuse.sshfs", "fuse.s3fs"}
+
+
+def filesystem_of(path: Path, mounts: str | None = None) -> str:
+    """The type of the file system that a path lies on, like `ext4`; `unknown` where the system doesn't tell.
+
+    Args:
+        path: An absolute path; it need not exist.
+        mounts: The mount table, in the form of /proc/self/mounts, instead of this process's.
+    """
+    try:
+        table = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace") if mounts is None else mounts
+    except OSError:
+        return "unknown"
+    found, longest = "unknown", -1
+    for fields in (line.split() for line in table.splitlines()):
+        place = re.sub(r"\\(\d{3})", lambda code: chr(int(code.group(1), 8)), fields[1])  # \040 is a space
+        if path.resolve().is_relative_to(place) and len(place) >= longest:
+            found, longest = fields[2], len(place)
+    return found
+
+
 def compiler() -> str:
     """The C++ compiler that Inductor would run: `CXX`, or g++."""
     return os.environ.get("CXX") or "g++"
