@@ -393,7 +393,11 @@ class Store:
     def _path(self, kind: str, digest: str) -> Path:
         if not is_digest(digest):
             raise ValueError(f"{digest!r} is not a digest")
-        return self._directory(kind) / digest[:2] / digest
+        place = self._directory(kind) / digest[:2]
+        for folder in (place.parent, place):
+            if folder.is_symlink():
+                raise StoreError(f"cache: {folder} is a symbolic link, which could lead anywhere; remove it")
+        return place / digest
 
     def _rows(self) -> dict[str, Any]:
         rows: dict[str, Any] = {}
