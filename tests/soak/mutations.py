@@ -221,7 +221,9 @@ def _edits(kind: str, edits: Mapping[str, Edit], **more: Any) -> Iterator[Change
 def _texts() -> Iterator[Change]:
     model, head = "shop/model.py", "shop/parts/head.py"
     for value in ("1.25", "1.75", "-1.5", "0.0", "1.5000001", "3", "1e-3", "15"):
-        yield Change("imported constant", value, edits=(swap("shop/constants.py", "SCALE = 1.5", f"SCALE = {value}"),))
+        yield Change(
+            "imported constant", value, edits=(swap("shop/constants.py", "SCALE = 1.5", f"SCALE = {value}"),)
+        )
     for value in ("1.0", "2.5", "4"):
         edit = swap("shop/constants.py", "TEMPERATURE = 2.0", f"TEMPERATURE = {value}")
         yield Change("constant of a constant's importer", value, edits=(edit,))
@@ -262,7 +264,9 @@ def _texts() -> Iterator[Change]:
             "length": swap(model, "[0.25, 0.75]", "[0.25, 0.75, 1.0]"),
         },
     )
-    yield from _edits("buffer's dtype", {"float64": swap(model, "tensor([0.25, 0.75])", "tensor([0.25, 0.75]).double()")})
+    yield from _edits(
+        "buffer's dtype", {"float64": swap(model, "tensor([0.25, 0.75])", "tensor([0.25, 0.75]).double()")}
+    )
     same_size = swap("shop/constants.py", "SCALE = 1.5", "SCALE = 2.5")
     yield Change("old time stamps", "constant", edits=(keep_stamps("shop/constants.py", same_size),))
     yield Change("old time stamps", "bit", edits=(keep_stamps(shop.CHECKPOINT, flip("norm.weight", 0, 3)),))
@@ -302,7 +306,9 @@ def _shadows() -> Iterator[Change]:
     scale, first = "SCALE = 3.0\nTEMPERATURE = 2.0\n", ("before",)
     yield Change("shadowing module", "package", edits=(put("shop/constants/__init__.py", scale),))
     yield Change("shadowing module", "single's package", edits=(put("single/__init__.py", "DEPTH = 5\n"),))
-    yield Change("shadowing module", "earlier on the path", edits=(put("before/single.py", "DEPTH = 5\n"),), path=first)
+    yield Change(
+        "shadowing module", "earlier on the path", edits=(put("before/single.py", "DEPTH = 5\n"),), path=first
+    )
     yield Change("shadowing module", "of the standard library", edits=(put("wave.py", "WAVE_FORMAT_PCM = 2\n"),))
     yield Change("shadowing module", "of the standard library, earlier", edits=(put("before/wave.py", "WAVE_FORMAT_PCM = 2\n"),), path=first)  # fmt: skip
     yield Change("module that was absent", "single", edits=(put("shop_speedups.py", "FASTER = 2.0\n"),))
@@ -357,10 +363,10 @@ def _settings() -> Iterator[Change]:
         ("input's dtype", "bfloat16", "shape: [batch, 6, 8]", "shape: [batch, 6, 8]\n      dtype: bfloat16"),
         ("input's integer range", "from 1", "low: 0", "low: 1"),
         ("input's integer range", "to 11", "high: 12", "high: 11"),
-        ("input's shape", "length 7", "6", "7"),
-        ("input's shape", "length 5", "6", "5"),
-        ("input's shape", "dynamic length", "6", "length"),
-        ("input's shape", "fixed batch", "batch", "2"),
+        ("input's shape", "length 7", "batch, 6", "batch, 7"),
+        ("input's shape", "length 5", "batch, 6", "batch, 5"),
+        ("input's shape", "dynamic length", "batch, 6", "batch, length"),
+        ("input's shape", "fixed batch", "batch, ", "2, "),
         ("input by keyword", "x", "- name: x", "- keyword: true\n      name: x"),
     ):
         changed = (put("conf/experiment/soak.yaml", shop.EXPERIMENT.replace(inputs, inputs.replace(old, new))),)
@@ -422,6 +428,10 @@ def _machines() -> Iterator[Change]:
     for flag in ("avx10_2", "sve2", "zz"):
         yield Change("instruction set", f"with {flag}", facts={"flags": sorted([*flags, flag])})
     yield Change("instruction set", "unknown", facts={"flags": []})
+    yield from _devices()
+
+
+def _devices() -> Iterator[Change]:
     for machine in ("aarch64", "riscv64"):
         yield Change("machine", machine, facts={"machine": machine})
     for system in ("Darwin", "Windows"):
@@ -445,7 +455,9 @@ def _others() -> Iterator[Change]:
     for base in ("external", "program"):
         yield Change("version of torch", "2.12.0", facts={"torch": {"version": "2.12.0"}}, base=base)
         yield Change("instruction set", "unknown", facts={"flags": []}, base=base)
-        yield Change("inductor option", "shape_padding", overrides=("++mode.inductor.shape_padding=false",), base=base)
+        yield Change(
+            "inductor option", "shape_padding", overrides=("++mode.inductor.shape_padding=false",), base=base
+        )
 
 
 # What is harmless
@@ -475,7 +487,7 @@ def _same_program() -> Iterator[Change]:
         {
             "logits": lambda root: put(head, (root / head).read_text().replace("logits", "raw"))(root),
             "hidden": lambda root: put(head, (root / head).read_text().replace("hidden", "states"))(root),
-            "pooled": swap(model, "for index, weight in enumerate", "for index, number in enumerate"),
+            "strided": lambda root: put(model, (root / model).read_text().replace("strided", "turned"))(root),
             "mixed": lambda root: put(model, (root / model).read_text().replace("mixed", "attended"))(root),
         },
         outcome=GRAPH,
@@ -531,15 +543,18 @@ def _same_request() -> Iterator[Change]:
         yield Change("steering setting", override, DIRECT, overrides=(override,))
     yaml = "conf/experiment/soak.yaml"
     sdpa, inductor = "  sdpa: [flash, mem_efficient, math]\n", "    epilogue_fusion: true\n    max_autotune: false\n"
-    parts = shop.EXPERIMENT.split("numerics:")
+    head, rest = shop.EXPERIMENT.split("model:\n")
+    model, others = rest.split("numerics:")
     yield from _edits(
         "reordered YAML",
         {
             "arguments": swap(yaml, "    width: 8\n    heads: 2\n", "    heads: 2\n    width: 8\n"),
             "options": swap(yaml, inductor, "    max_autotune: false\n    epilogue_fusion: true\n"),
-            "groups": put(yaml, parts[0].partition("model:")[0] + "numerics:" + parts[1] + "model:" + parts[0].partition("model:")[2]),  # fmt: skip
+            "groups": put(yaml, f"{head}numerics:{others}model:\n{model}"),
             "input's fields": swap(yaml, "      low: 0\n      high: 12\n", "      high: 12\n      low: 0\n"),
-            "flow style": swap(yaml, "  dims:\n    batch:\n      min: 1\n      max: 64\n", "  dims: {batch: {max: 64, min: 1}}\n"),  # fmt: skip
+            "flow style": swap(
+                yaml, "  dims:\n    batch:\n      min: 1\n      max: 64\n", "  dims: {batch: {max: 64, min: 1}}\n"
+            ),
             "quotes and comments": swap(yaml, "name: ids", "name: 'ids'  # the items"),
             "block list": swap(yaml, sdpa, "  sdpa:\n    - flash\n    - mem_efficient\n    - math\n"),
         },
@@ -556,7 +571,7 @@ def _same_place() -> Iterator[Change]:
     """The same files elsewhere, or seen by another process."""
     for umask in (0o000, 0o027, 0o077):
         yield Change("umask", f"{umask:03o}", DIRECT, umask=umask)
-    yield Change("working directory", "with the same file", DIRECT, edits=(put("there/running.txt", shop.FILES["running.txt"]),), cwd="there")  # fmt: skip
+    yield Change("working directory", "with the same file", GRAPH, edits=(put("there/running.txt", shop.FILES["running.txt"]),), cwd="there")  # fmt: skip
     yield Change("working directory", "of a program", DIRECT, edits=(put("there/a.txt", ""),), cwd="there", base="program")  # fmt: skip
     yield Change("moved checkout", "project", GRAPH, moved=True)
     yield Change("moved checkout", "program", DIRECT, moved=True, base="program")
@@ -581,4 +596,3 @@ def sample(changes: list[Change], size: int) -> list[Change]:
     step = max(1, len(rest) // max(1, size - len(firsts)))
     chosen = {id(change) for change in [*firsts, *rest[::step]]}
     return [change for change in changes if id(change) in chosen]
-

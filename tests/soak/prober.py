@@ -23,7 +23,7 @@ from hydra import compose, initialize_config_dir
 
 from app import dependencies, environment, keys, lookup
 from app.cli import config_dir
-from app.compiler import ALLOWED_ENVIRONMENT, lower, worker
+from app.compiler import ALLOWED_ENVIRONMENT, worker
 from app.config import register, typed
 from app.store import Hit, Store
 
@@ -163,7 +163,3 @@ def without(value: Any, path: list[str]) -> Any:
     first, *rest = path
     copy = {name: item for name, item in value.items() if name != first}
     return {**copy, first: without(value[first], rest)} if rest else copy | ({} if first in value else value[first])
-
-
-if __name__ == "__main__":
-    main()

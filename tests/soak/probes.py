@@ -15,7 +15,8 @@ from typing import Any
 from . import shop
 from .mutations import BASES, Change
 
-PROBER = Path(__file__).with_name("prober.py")
+# By import, since torch opens the file of a script that runs, and the compile worker has none.
+START = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import prober; prober.main()"
 REPOSITORY = Path(__file__).parents[2]
 SEEDED = Change("nothing", "as seeded")
 
@@ -30,7 +31,8 @@ class Probes:
             place.mkdir()
         self._servers: dict[int, subprocess.Popen[str]] = {}
         self._contents: dict[str, dict[str, bytes]] = {}
-        self.bases = self.seed(self.seeded, BASES)
+        # a store for each: of a change from one base to another, the other's object would be the right answer
+        self.bases = {name: self.seed(self.seeded / name, [name])[name] for name in BASES}
 
     def close(self) -> None:
         for server in self._servers.values():
@@ -45,7 +47,7 @@ class Probes:
     def probe(self, change: Change, store: Path | None = None, lacks: str | None = None) -> dict[str, Any]:
         """What the lookup says after a change."""
         message = self._entered(change, change.base)
-        store = store or self.seeded
+        store = store or self.seeded / change.base
         if change.store is not None:
             copy = self.folder / "copied"
             shutil.copytree(store, copy)
@@ -102,6 +104,11 @@ class Probes:
         if hash_seed not in self._servers:
             env = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONDONTWRITEBYTECODE": "1"}
             self._servers[hash_seed] = subprocess.Popen(
-                [sys.executable, PROBER], cwd=REPOSITORY, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [sys.executable, "-c", START],
+                cwd=REPOSITORY,
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
         return self._servers[hash_seed]

@@ -69,7 +69,7 @@ class Net(nn.Module):
             self.gain *= getattr(extra, "MORE", 3.0)
 
     def forward(self, ids, x):
-        hidden = self.embedding(ids) * constants.SCALE + x
+        hidden = self.embedding(ids) * constants.SCALE + x.to(torch.float32)
         query, key, value = self.attention(hidden).chunk(3, -1)
         split = (ids.shape[0], ids.shape[1], self.heads, -1)
         query, key, value = (item.view(split).transpose(1, 2) for item in (query, key, value))

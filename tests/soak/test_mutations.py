@@ -8,7 +8,7 @@ import pytest
 
 from .conftest import FULL
 from .mutations import BASES, Change, altering, harmless, sample
-from .probes import SEEDED, Probes
+from .probes import Probes
 
 ALTERING, HARMLESS = altering(), harmless()
 TRIED = ALTERING if FULL else sample(ALTERING, 60)
