@@ -8,6 +8,7 @@ files of the place where the set was recorded.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.machinery
 import importlib.util
 import os
@@ -31,9 +32,10 @@ class Dependency:
     Attributes:
         kind: `module` (where is `top-level/relative path`), `file` (a path as it was opened), `setting` (a field
             of the model config that names a file or folder), or, for what was looked for and is not there,
-            `no-module` (a dotted name) and `no-file` (a path).
+            `no-module` (a dotted name) and `no-file` (a path). `covered` is a top-level module that the toolchain's
+            factors stand for, unless another shadows it; `anchor` is a place that absolute paths may be made from.
         where: The place, in the terms of its kind.
-        sha256: Digest of the content; empty for what is not there.
+        sha256: Digest of the content, of an anchor's path; empty for what is not there or is covered.
         stat: Device, inode, size, mtime and ctime in ns; empty where the file was too young to trust them.
     """
 
@@ -76,23 +78,39 @@ def changed(recorded: Iterable[list[Any]], named: dict[str, Path]) -> str | None
     """The first dependency that differs from what is there now, as a reason; None when all are unchanged."""
     roots: dict[str, list[Path]] = {}
     for kind, where, sha256, stat in recorded:
-        if kind in {"no-module", "no-file"}:
-            if _is_module(where, roots) if kind == "no-module" else Path(where).exists():
-                return f"{where} is there now"
-            continue
-        path = _find(kind, where, named, roots)
-        if path is None:
-            return f"{where} is gone"
-        shown = where if "/" in where or kind == "setting" else path.name
-        if kind == "module" and path.suffix == ".py" and (path.with_suffix("") / "__init__.py").exists():
-            return f"{shown} is shadowed by a package of its name"
-        try:
-            path = path.resolve()
-            if stat != stat_of(path) and sha256 != sha256_of(path):
-                return f"{shown} changed"
-        except OSError as error:
-            return f"{shown} can't be read: {error.strerror}"
+        if kind in _SURROUNDINGS:
+            said = _surroundings_changed(kind, where, sha256, roots)
+        else:
+            said = _file_changed(kind, where, sha256, stat, _find(kind, where, named, roots))
+        if said is not None:
+            return said
     return None
+
+
+def _surroundings_changed(kind: str, where: str, sha256: str, roots: dict[str, list[Path]]) -> str | None:
+    match kind:
+        case "no-module" if _is_module(where, roots):
+            return f"{where} is there now"
+        case "no-file" if Path(where).exists():
+            return f"{where} is there now"
+        case "covered" if not _all_covered(where, roots):
+            return f"{where} is shadowed by a module of its name"
+        case "anchor" if sha256 != _anchored(where, roots):
+            return f"{where} is another place now"
+    return None
+
+
+def _file_changed(kind: str, where: str, sha256: str, stat: Stat, path: Path | None) -> str | None:
+    if path is None:
+        return f"{where} is gone"
+    shown = where if "/" in where or kind == "setting" else path.name
+    if kind == "module" and path.suffix == ".py" and (path.with_suffix("") / "__init__.py").exists():
+        return f"{shown} is shadowed by a package of its name"
+    try:
+        path = path.resolve()
+        return f"{shown} changed" if stat != stat_of(path) and sha256 != sha256_of(path) else None
+    except OSError as error:
+        return f"{shown} can't be read: {error.strerror}"
 
 
 def _find(kind: str, where: str, named: dict[str, Path], roots: dict[str, list[Path]]) -> Path | None:
@@ -111,7 +129,7 @@ def _is_module(name: str, roots: dict[str, list[Path]]) -> bool:
         return bool(_known(top, roots))
     places = [root.joinpath(*rest) for root in _known(top, roots)]
     suffixes = (".py", *importlib.machinery.EXTENSION_SUFFIXES)
-    return any((place / "__init__.py").exists() or _has_suffix(place, suffixes) for place in places)
+    return any(place.is_dir() or _has_suffix(place, suffixes) for place in places)
 
 
 def _has_suffix(place: Path, suffixes: Iterable[str]) -> bool:
@@ -137,10 +155,29 @@ def _roots(top: str) -> list[Path]:
     return [Path(spec.origin)] if spec.origin else []
 
 
+def _all_covered(top: str, roots: dict[str, list[Path]]) -> bool:
+    return all(map(_covered, _known(top, roots)))
+
+
+def _anchored(name: str, roots: dict[str, list[Path]]) -> str:
+    """The digest of a place: where packages are installed, the working directory, a variable's, or a module's."""
+    if name == _INSTALLED:
+        found = os.pathsep.join(map(str, _SITE))
+    elif name == ".":
+        found = str(Path.cwd())
+    elif name.startswith("$"):
+        found = os.environ.get(name.removeprefix("$"), "")
+    else:
+        found = os.pathsep.join(map(str, _known(name, roots)))
+    return hashlib.sha256(found.encode()).hexdigest()
+
+
 class Recorder:
     """What building a model read: every module loaded, every file opened, and what it looked for in vain.
 
-    Modules of the standard library and of torch are left out: the toolchain's factors cover them.
+    Modules of the standard library and of torch are covered by the toolchain's factors: only that they are the ones
+    found is recorded. The places that absolute paths may be made from are recorded with such a path: the copy of a
+    project, or another user, has files of its own there.
     """
 
     _active: Recorder | None = None
@@ -188,7 +225,13 @@ class Recorder:
                 found.setdefault(path, _place(path, text, tops, roots))
             elif not path.exists() and not _covered(path):
                 absent.append(Dependency("no-file", text, ""))
-        return [take(kind, where, path) for path, (kind, where) in found.items()] + absent
+        files = [take(kind, where, path) for path, (kind, where) in found.items()]
+        paths = [Path(item.where) for item in [*files, *absent] if item.kind in {"file", "no-file"}]
+        installed = {_is_installed(path) for path in paths if path.is_absolute()}
+        places = ([_INSTALLED] if True in installed else []) + ([".", *_PLACES, *tops] if False in installed else [])
+        anchors = [Dependency("anchor", name, _anchored(name, roots)) for name in places]
+        covered = [Dependency("covered", top, "") for top in _covered_tops() if _all_covered(top, roots)]
+        return [*files, *absent, *anchors, *covered]
 
 
 def _place(path: Path, text: str, tops: Iterable[str], roots: dict[str, list[Path]]) -> tuple[str, str]:
@@ -211,14 +254,27 @@ def _module_files() -> Iterator[tuple[str, Path]]:
                 yield name.partition(".")[0], path
 
 
+def _covered_tops() -> list[str]:
+    found = ((name, getattr(module, "__file__", None)) for name, module in sys.modules.items() if "." not in name)
+    return sorted(name for name, origin in found if isinstance(origin, str) and _covered(Path(origin).resolve()))
+
+
+def _is_installed(path: Path) -> bool:
+    return any(path.is_relative_to(place) for place in _SITE)
+
+
 def _covered(path: Path) -> bool:
     """Whether a factor of the toolchain, or nothing that lasts, stands for this file."""
-    in_stdlib = path.is_relative_to(_STDLIB) and not any(path.is_relative_to(place) for place in _SITE)
+    in_stdlib = path.is_relative_to(_STDLIB) and not _is_installed(path)
     return path.suffix == ".pyc" or in_stdlib or any(path.is_relative_to(place) for place in _COVERED)
 
 
 _STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 _SITE = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]  # lies inside of it, often
+_SURROUNDINGS = frozenset(("no-module", "no-file", "covered", "anchor"))  # what is no file
+_INSTALLED = "site-packages"
+# Variables that reach the compile worker and say where a user's files are.
+_PLACES = ("$HOME", "$XDG_CACHE_HOME", "$TORCH_HOME", "$HF_HOME")
 _COVERED = [*_roots("torch"), *map(Path, ("/proc", "/sys", "/dev"))]
 
 
