@@ -1,0 +1,258 @@
+"""SIGKILL at any moment costs nothing that was acknowledged, and the next run works without complaint."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from app.keys import Key
+from app.lookup import Found, find
+from app.store import KINDS, Hit, Store
+from app.store.objects import look
+
+DYING = Path(__file__).with_name("dying.py")
+TEXT = """from torch import nn
+
+def build():
+    return nn.Linear(6, 3)
+"""
+MODEL = ("model=custom", "model.target=crashing:build", "model.inputs=[{name: x, shape: [batch, 6]}]")
+# It copies what it has compiled before: most of the seconds of a tiny model are for headers.
+COMPILER = """#!/bin/sh
+previous=
+for argument; do [ "$previous" = -o ] && out=$argument; previous=$argument; done
+case $1 in *.cpp) kept="{kept}/$(basename "$1")" ;; *) exec g++ "$@" ;; esac
+[ -e "$kept" ] && exec cp "$kept" "$out"
+g++ "$@" && cp "$out" "$kept.$$" && mv "$kept.$$" "$kept"
+"""
+# What a run is asked for, and about how long it takes; SEED is a number never used before.
+WORK = {
+    "compile": (("task=compile", "model.seed=SEED"), 6.0),
+    "publish": (("task=compile", "model.seed=SEED", "weights=external"), 3.5),
+    "load": ((), 2.5),
+    "hit": (("task=compile",), 0.8),
+    "index": (("task=compile",), 0.8),
+}
+# The functions at which a run dies, by the work that comes there. A reduced session dies at the beginning of the
+# first, the end of the second, and so on; a full one at both. `dying.py` knows how to read them.
+POINTS = {
+    "compile": [
+        "app.compiler:compile_in_worker",
+        "app.compiler.export:export",
+        "app.compiler.lower:check_compiler",
+        "app.compiler.lower:lower",
+        "app.compiler.worker:prepare",
+        "app.runtime.aoti:AotiRunner.__init__",
+        "app.compiler:_keep_probes",
+        "worker:app.compiler.lower:lower",
+    ],
+    "publish": [
+        "app.acquire:_publish",
+        "app.store.staging:stage",
+        "app.store.objects:seal",
+        "app.store.objects:place",
+        "app.store.objects:sync",
+        "app.compiler.lower:save_weights",
+        "app.store:Store._commit_object",
+        "app.lookup:remember",
+        "app.store.index:Index.update",
+        "app.record:Record.save",
+        "worker:app.compiler.export:export",
+    ],
+    "load": [
+        "app.acquire:load",
+        "app.runtime.aoti:AotiRunner.__init__",
+        "app.benchmark:benchmark",
+        "app.measure.samples:save_samples",
+    ],
+    "hit": [
+        "app.store:Store._prepare",
+        "app.store.staging:sweep",
+        "app.store.index:Index._open_disk",
+        "app.store.objects:look",
+        "app.lookup:find",
+        "app.record:Record.save",
+    ],
+    "index": [
+        "app.store.index:Index._discard",
+        "app.store:Store._rows",
+        "app.store.index:Index._check_schema",
+    ],
+}
+NUM_KILLS = 200
+NUM_RANDOM_REDUCED = 4
+
+
+def points_of(kind, full):
+    ends = ("", "/return")
+    if full:
+        return [function + end for function in POINTS[kind] for end in ends]
+    return [function + end for function, end in zip(POINTS[kind], itertools.cycle(ends), strict=False)]
+
+
+def random_moments(dice):
+    """Kinds of work, each with the seconds after which it is killed."""
+    for kind in itertools.cycle(["compile", "publish", "load", "hit"]):
+        yield kind, dice.uniform(0.05, WORK[kind][1])
+
+
+def descendants(pid):
+    """The process and all that it started, and they in turn."""
+    found = [pid]
+    for one in found:
+        with suppress(OSError):
+            found += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
+    return found
+
+
+class Field:
+    """One store on which programs die, and what must be left of it."""
+
+    def __init__(self, place, start_app, finish_app, env) -> None:
+        self.place, self.root, self.env = place, place / "store", env
+        self._start_app, self._finish_app = start_app, finish_app
+        self._seeds = itertools.count(1)
+        self.published: set[tuple[str, str]] = set()
+        self.acknowledged: dict[str, dict] = {}
+
+    def start(self, kind, point=None):
+        words = [word.replace("SEED", str(next(self._seeds))) for word in WORK[kind][0]]
+        program = ("-m", "app") if point is None else (str(DYING), point)
+        return self._start_app([*MODEL, f"cache.dir={self.root}", *words], env=self.env, program=program)
+
+    def finish(self, process):
+        run = self._finish_app(process)
+        if run.record and run.record["status"] == "ok" and run.record["rung"] == "compiled":
+            self.acknowledged[run.record["key"]["request"]] = run.record
+        assert run.record or "rung " not in run.stdout
+        return run
+
+    def run(self, kind):
+        """One run that nobody kills finds nothing to complain about."""
+        run = self.finish(self.start(kind))
+        assert run.code == 0, run.stderr
+        assert (run.record["rung"], run.record["fallbacks"], run.record["verify"]["passed"]) == ("compiled", [], True)
+        assert "WARNING: cache" not in run.stderr
+
+    def check(self):
+        """All that was ever published is there and whole, acknowledged requests are answered, and nothing is left over."""
+        self.sweep()
+        with Store(self.root) as store:
+            for kind in KINDS:
+                places = list((self.root / kind).glob("??/*"))
+                assert {path.name for path in places} == {manifest.digest for manifest in store.manifests(kind)}
+                for path in places:
+                    assert isinstance(look(path, kind, path.name, {}), Hit)  # every byte: no digest is remembered
+                now = {(kind, path.name) for path in places}
+                assert {one for one in self.published if one[0] == kind} <= now
+                self.published |= now
+            for record in self.acknowledged.values():
+                answer = find(store, Key(record["key"]["factors"]), {})
+                assert isinstance(answer, Found), answer.reasons
+                assert answer.artifact.digest == record["key"]["object"]
+        assert not list((self.root / "quarantine").iterdir())
+
+    def sweep(self, timeout_s=15):
+        """Opening a store sweeps it; but a worker lives some milliseconds longer than its parent, and may write."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            Store(self.root).close()
+            left = list((self.root / "tmp").iterdir())
+            if not left or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        assert left == []
+
+    def lose_index(self):
+        """Break the index; from now on only what has a manifest of its own is answered."""
+        (self.root / "index" / "cache.db").write_bytes(b"no database" * 1000)
+        with Store(self.root, readonly=True) as store:
+            listed = {item["request"] for manifest in store.manifests() for item in manifest.requests}
+        self.acknowledged = {name: record for name, record in self.acknowledged.items() if name in listed}
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory, start_app, finish_app):
+    """A store that holds one artifact with its weights in it, and one without."""
+    place = tmp_path_factory.mktemp("field")
+    (place / "kept").mkdir()
+    (place / "crashing.py").write_text(TEXT)
+    compiler = place / "c++"
+    compiler.write_text(COMPILER.replace("{kept}", str(place / "kept")))
+    compiler.chmod(0o755)
+    path = os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH", "")]))
+    made = Field(place, start_app, finish_app, {"PYTHONPATH": path, "CXX": str(compiler)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(place)  # the entries of the index name the model's module
+        made.run("hit")
+        made.run("publish")
+        yield made
+
+
+def die_at(field, kind, points):
+    """Programs side by side, each of which dies at its point; then the check."""
+    if any("_keep_probes" in point for point in points):
+        shutil.rmtree(field.root / "scratch")
+    if kind == "index":
+        field.lose_index()
+    for point, process in [(point, field.start(kind, point)) for point in points]:
+        run = field.finish(process)
+        if point.startswith("worker:"):
+            assert (run.code, run.record["rung"]) == (0, "eager"), run.stderr
+            assert "killed by SIGKILL" in run.record["fallbacks"][0]["reason"]
+        else:
+            assert run.code == -signal.SIGKILL, f"never came to {point}: {run.stderr}"
+    field.check()
+
+
+def die_after(field, kind, seconds, dice):
+    """Kill a program, or it and all that it started, after a while; whether it was still alive."""
+    process = field.start(kind)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    for pid in descendants(process.pid) if dice.random() < 0.5 else [process.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    run = field.finish(process)
+    field.check()
+    return run.code == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", POINTS)
+def test_killed_at_each_named_point_the_program_keeps_what_it_acknowledged(field, count, full, kind):
+    points = points_of(kind, full)
+    together = 1 if kind == "index" else 2
+    for some in (points[at : at + together] for at in range(0, len(points), together)):
+        die_at(field, kind, some)
+        count("kills survived", len(some))
+    field.run(kind)
+    field.check()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_at_random_moments_the_program_keeps_what_it_acknowledged(field, count, full):
+    dice = random.Random(2)
+    wanted = NUM_KILLS - sum(len(points_of(kind, full)) for kind in POINTS) if full else NUM_RANDOM_REDUCED
+    killed = 0
+    for kind, seconds in itertools.islice(random_moments(dice), 10 * wanted):
+        if killed == wanted:
+            break
+        if die_after(field, kind, seconds, dice):
+            killed += 1
+            count("kills survived")
+    assert killed == wanted
+    for kind in WORK:
+        field.run(kind)
+    field.check()
