@@ -20,20 +20,6 @@ from app.store import KINDS, Hit, Store
 from app.store.objects import look
 
 DYING = Path(__file__).with_name("dying.py")
-TEXT = """from torch import nn
-
-def build():
-    return nn.Linear(6, 3)
-"""
-MODEL = ("model=custom", "model.target=crashing:build", "model.inputs=[{name: x, shape: [batch, 6]}]")
-# It copies what it has compiled before: most of the seconds of a tiny model are for headers.
-COMPILER = """#!/bin/sh
-previous=
-for argument; do [ "$previous" = -o ] && out=$argument; previous=$argument; done
-case $1 in *.cpp) kept="{kept}/$(basename "$1")" ;; *) exec g++ "$@" ;; esac
-[ -e "$kept" ] && exec cp "$kept" "$out"
-g++ "$@" && cp "$out" "$kept.$$" && mv "$kept.$$" "$kept"
-"""
 # What a run is asked for, and about how long it takes; SEED is a number never used before.
 WORK = {
     "compile": (("task=compile", "model.seed=SEED"), 6.0),
@@ -117,17 +103,17 @@ def descendants(pid):
 class Field:
     """One store on which programs die, and what must be left of it."""
 
-    def __init__(self, place, start_app, finish_app, env) -> None:
-        self.place, self.root, self.env = place, place / "store", env
-        self._start_app, self._finish_app = start_app, finish_app
+    def __init__(self, root, tiny, start_app, finish_app) -> None:
+        self.root, self._tiny, self._start_app, self._finish_app = root, tiny, start_app, finish_app
         self._seeds = itertools.count(1)
         self.published: set[tuple[str, str]] = set()
-        self.acknowledged: dict[str, dict] = {}
+        self.acknowledged = {record["key"]["request"]: record for record in tiny.records.values()}
 
     def start(self, kind, point=None):
         words = [word.replace("SEED", str(next(self._seeds))) for word in WORK[kind][0]]
         program = ("-m", "app") if point is None else (str(DYING), point)
-        return self._start_app([*MODEL, f"cache.dir={self.root}", *words], env=self.env, program=program)
+        args = [*self._tiny.args, f"cache.dir={self.root}", *words]
+        return self._start_app(args, env=self._tiny.env, program=program)
 
     def finish(self, process):
         run = self._finish_app(process)
@@ -181,21 +167,10 @@ class Field:
 
 
 @pytest.fixture(scope="module")
-def field(tmp_path_factory, start_app, finish_app):
-    """A store that holds one artifact with its weights in it, and one without."""
-    place = tmp_path_factory.mktemp("field")
-    (place / "kept").mkdir()
-    (place / "crashing.py").write_text(TEXT)
-    compiler = place / "c++"
-    compiler.write_text(COMPILER.replace("{kept}", str(place / "kept")))
-    compiler.chmod(0o755)
-    path = os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH", "")]))
-    made = Field(place, start_app, finish_app, {"PYTHONPATH": path, "CXX": str(compiler)})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(place)  # the entries of the index name the model's module
-        made.run("hit")
-        made.run("publish")
-        yield made
+def field(tmp_path_factory, tiny, start_app, finish_app):
+    root = tmp_path_factory.mktemp("field") / "store"
+    shutil.copytree(tiny.store, root)
+    return Field(root, tiny, start_app, finish_app)
 
 
 def die_at(field, kind, points):
