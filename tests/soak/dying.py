@@ -16,9 +16,9 @@ import signal
 import sys
 
 
-def arm(text: str, *, in_worker: bool) -> None:
-    """From now on, this process dies at the point that `text` names."""
-    alone = text.startswith("worker:")
+def arm(text: str, program: int) -> None:
+    """From now on this process, which is the program's own or its worker's, dies at the point that `text` names."""
+    in_worker, alone = os.getpid() != program, text.startswith("worker:")
     if alone and not in_worker:
         return
     place, _, nth = text.removeprefix("worker:").partition("#")
@@ -27,7 +27,7 @@ def arm(text: str, *, in_worker: bool) -> None:
 
     def die() -> None:
         if in_worker and not alone:
-            os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(program, signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
 
     sys.meta_path.insert(0, Wrapping(module, lambda found: wrap(found, function, end, int(nth or 1), die)))
@@ -72,11 +72,11 @@ def wrap(module, function, end, nth, die) -> None:
 def main() -> None:
     """Arm this process and the worker that it will start, and run the command."""
     here, text = sys.path.pop(0), sys.argv.pop(1)
-    arm(text, in_worker=False)
+    arm(text, os.getpid())
     import app.cli
     import app.compiler
 
-    armed = f"import sys; sys.path.insert(0, {here!r}); import dying; dying.arm({text!r}, in_worker=True)"
+    armed = f"import sys; sys.path.insert(0, {here!r}); import dying; dying.arm({text!r}, {os.getpid()})"
     forgotten = "del sys.modules['dying']  # or it would be one of the model's dependencies"
     app.compiler._BOOTSTRAP = f"{armed}\n{forgotten}\n{app.compiler._BOOTSTRAP}"
     app.cli.main()

@@ -74,15 +74,17 @@ POINTS = {
         "app.store.index:Index._check_schema",
     ],
 }
+# Where a run dies that finds a damaged artifact, and makes it again.
+HEALING = ["app.store.objects:move_away", "app.store:Store._commit_object"]
 NUM_KILLS = 200
 NUM_RANDOM_REDUCED = 4
 
 
-def points_of(kind, full):
+def points_of(functions, full):
     ends = ("", "/return")
     if full:
-        return [function + end for function in POINTS[kind] for end in ends]
-    return [function + end for function, end in zip(POINTS[kind], itertools.cycle(ends), strict=False)]
+        return [function + end for function in functions for end in ends]
+    return [function + end for function, end in zip(functions, itertools.cycle(ends), strict=False)]
 
 
 def random_moments(dice):
@@ -206,7 +208,7 @@ def die_after(field, kind, seconds, dice):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", POINTS)
 def test_killed_at_each_named_point_the_program_keeps_what_it_acknowledged(field, count, full, kind):
-    points = points_of(kind, full)
+    points = points_of(POINTS[kind], full)
     together = 1 if kind == "index" else 2
     for some in (points[at : at + together] for at in range(0, len(points), together)):
         die_at(field, kind, some)
@@ -217,9 +219,32 @@ def test_killed_at_each_named_point_the_program_keeps_what_it_acknowledged(field
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+def test_killed_while_it_replaces_a_damaged_artifact_the_next_run_does_it(field, tiny, count, full):
+    kept = tiny.records["frozen"]["key"]["object"]
+    path = field.root / "objects" / kept[:2] / kept / "model.so"
+    for point in points_of(HEALING, full):
+        path.chmod(0o600)
+        path.write_bytes(b"damaged")
+        run = field.finish(field.start("hit", point))
+        assert run.code == -signal.SIGKILL, f"never came to {point}: {run.stderr}"
+        count("kills survived")
+        run = field.finish(field.start("hit"))
+        assert (run.code, run.record["rung"], run.record["fallbacks"]) == (0, "compiled", []), run.stderr
+        cells = list((field.root / "quarantine").iterdir())
+        assert all("its manifest says" in (cell / "reason.txt").read_text() for cell in cells)
+        (moved,) = (cell / "object" / "model.so" for cell in cells if (cell / "object").exists())
+        assert moved.read_bytes() == b"damaged"
+        for cell in cells:
+            shutil.rmtree(cell)
+        field.check()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_killed_at_random_moments_the_program_keeps_what_it_acknowledged(field, count, full):
     dice = random.Random(2)
-    wanted = NUM_KILLS - sum(len(points_of(kind, full)) for kind in POINTS) if full else NUM_RANDOM_REDUCED
+    named = [*itertools.chain.from_iterable(POINTS.values()), *HEALING]
+    wanted = NUM_KILLS - len(points_of(named, full)) if full else NUM_RANDOM_REDUCED
     killed = 0
     for kind, seconds in itertools.islice(random_moments(dice), 10 * wanted):
         if killed == wanted:
