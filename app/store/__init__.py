@@ -155,7 +155,7 @@ class Store:
     def write_document(self, folder: str, name: str, data: bytes) -> None:
         """Keep a small named document, replacing the one of that name in one step."""
         with self._writing(f"write {folder}/{name}"):
-            temporary = self.root / "tmp" / f"document-{secrets.token_hex(8)}"
+            temporary = self.root / folder / f".{name}-{secrets.token_hex(8)}"
             write_once(temporary, data)
             temporary.replace(self.root / folder / f"{name}.json")
 
