@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from . import acquire, lookup
-from .config import CacheConfig, Settings, typed, user_cache_dir
+from .config import CacheConfig, Settings, user_cache_dir
 from .context import Context
 from .errors import ConfigError, StoreError
 from .progress import Phases
@@ -51,7 +51,7 @@ def read(store: Store, name: str, cache: CacheConfig) -> Settings:
     try:
         content = unpack(known[name], store.trust)
         is_it = (content["type"], content["name"]) == ("alias", name)
-        settings = typed({**content["settings"], "cache": asdict(cache)})
+        settings = Settings.from_json({**content["settings"], "cache": asdict(cache)})
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"the alias {name!r} in {store.root} can't be used: {error}") from error
     if not is_it:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from . import pipeline
-from .config import Settings, TaskConfig, typed
+from .config import Settings, TaskConfig
 from .context import Context
 from .errors import AppError
 from .progress import Phases
@@ -44,7 +44,7 @@ def start(settings: Settings, folder: Path) -> int:
 
 def main() -> None:
     """The process's side: settings on standard input, the folder as argument."""
-    folder, settings = Path(sys.argv[1]), typed(json.load(sys.stdin))
+    folder, settings = Path(sys.argv[1]), Settings.from_json(json.load(sys.stdin))
     record = Record(status="ok", task="compile", model=settings.model.name, run_dir=str(folder), created_at=now())
     with Phases(Console(stderr=True)) as phases:
         try:

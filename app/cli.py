@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from .config import Settings, explain, register, typed
+from .compose import explain, register, typed
+from .config import Settings
 from .context import Context
 from .errors import AppError, ConfigError, OutputError
 from .progress import Phases

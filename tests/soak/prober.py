@@ -24,7 +24,7 @@ from hydra import compose, initialize_config_dir
 from app import dependencies, environment, keys, lookup
 from app.cli import config_dir
 from app.compiler import ALLOWED_ENVIRONMENT, worker
-from app.config import register, typed
+from app.compose import register, typed
 from app.store import Hit, Store
 
 PROBE_TIMEOUT_S = 120
