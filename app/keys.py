@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .config import Settings
@@ -63,7 +64,7 @@ class Key:
 
     factors: Mapping[str, Any]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """64 hex digits."""
         return digest(self.factors)
