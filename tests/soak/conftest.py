@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from .probes import Probes
+
 COUNTS = pytest.StashKey[dict[str, str]]()
 FULL = os.environ.get("APP_SOAK") == "full"
 
@@ -14,6 +16,14 @@ FULL = os.environ.get("APP_SOAK") == "full"
 def full() -> bool:
     """Whether the suites run in full size."""
     return FULL
+
+
+@pytest.fixture(scope="session")
+def probes(tmp_path_factory):
+    """The suite's projects and seeded store."""
+    made = Probes(tmp_path_factory.mktemp("mutations"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")
