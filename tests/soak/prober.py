@@ -6,6 +6,7 @@ functions; only nothing is compiled: a seeded object holds a few bytes in a libr
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -37,6 +38,8 @@ def main() -> None:
     register()
     # what the first export loads would otherwise be loaded by every child again
     torch.export.export(torch.nn.Linear(2, 2), (torch.ones(3, 2),), strict=False)
+    gc.disable()
+    gc.freeze()  # a collection in a child would copy every page that it shares
     for line in sys.stdin:
         print(json.dumps(in_child(json.loads(line))), flush=True)
 
