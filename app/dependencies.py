@@ -246,9 +246,10 @@ class Recorder:
         """Everything recorded, each file once, with the files that the config names."""
         found = {path.resolve(): ("setting", name) for name, path in named_files(settings).items()}
         importable = _Importable()
-        for top, path in _module_files():
+        modules = list(_module_files())
+        for top, path in modules:
             found.setdefault(path, _place(path, str(path), [top], importable))
-        tops = sorted({top for top, _ in _module_files()})
+        tops = sorted({top for top, _ in modules})
         missing = sorted(self._searched - sys.modules.keys())
         # a module whose own import failed was found all the same
         absent = [Dependency("no-module", name, "") for name in missing if not _is_module(name, importable)]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from .probes import Probes
+
 COUNTS: dict[str, int | str] = {}
 FULL = os.environ.get("APP_SOAK") == "full"
 
@@ -16,6 +18,14 @@ FULL = os.environ.get("APP_SOAK") == "full"
 def counts():
     """What the suites counted, by the words that are printed with it at the end."""
     return COUNTS
+
+
+@pytest.fixture(scope="session")
+def probes(tmp_path_factory):
+    """The suite's projects and seeded store."""
+    made = Probes(tmp_path_factory.mktemp("mutations"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

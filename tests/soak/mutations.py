@@ -20,7 +20,7 @@ Edit = Callable[[Path], None]
 MISS, DIRECT, GRAPH = "miss", "direct-hit", "graph-hit"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Change:
     """One change, against a base that the store was seeded with.
 
@@ -331,6 +331,7 @@ def _weights() -> Iterator[Change]:
         yield Change("stride", "text", edits=(swap(model, "transposed=False", "transposed=True"),), base=base)
         yield Change("tied weights untied", "kwargs", overrides=("+model.kwargs.tied=false",), base=base)
         yield Change("tied weights untied", "text", edits=(swap(model, "tied=True", "tied=False"),), base=base)
+        yield Change("tied weights untied", "memory", overrides=("+model.kwargs.shared=false",), base=base)
         double = swap(model, "self.norm = nn.LayerNorm(width, eps=eps)", "self.norm = nn.LayerNorm(width, eps=eps, dtype=torch.float64)")  # fmt: skip
         cast = swap(model, "self.norm(mixed.transpose(1, 2).flatten(2) + hidden)", "self.norm((mixed.transpose(1, 2).flatten(2) + hidden).double()).float()")  # fmt: skip
         yield Change("weight's dtype", "float64", edits=(double, cast), base=base)

@@ -6,6 +6,7 @@ functions; only nothing is compiled: a seeded object holds a few bytes in a libr
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import traceback
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ def main() -> None:
     register()
     # what the first export loads would otherwise be loaded by every child again
     torch.export.export(torch.nn.Linear(2, 2), (torch.ones(3, 2),), strict=False)
+    gc.disable()
+    gc.freeze()  # a collection in a child would copy every page that it shares
     for line in sys.stdin:
         print(json.dumps(in_child(json.loads(line))), flush=True)
 
@@ -75,11 +79,13 @@ def answer_to(request: dict[str, Any]) -> dict[str, Any]:
         if isinstance(found, lookup.Found) and not request["seed"]:
             weights = found.weights.digest if found.weights else None
             return {"outcome": found.outcome, "object": found.artifact.manifest.digest, "weights": weights}
+        if request["known"]:
+            return publish_known(store, key, request["known"], paths_of(request["lacks"], "object"))
         as_the_worker(settings.model.environment)
         made = worker.prepare(settings, key.factors, "cpu")  # a GPU that is only pretended can build nothing
         weights = None if settings.inductor_options["freezing"] else made.weights
         if request["seed"]:
-            publish(store, key, made, weights)
+            publish(store, key, made.object, weights, made.dependencies)
             return {"outcome": "seeded", "object": made.object.digest, "weights": weights, "factors": key.factors,
                     "object_factors": made.object.factors, "dependencies": made.dependencies}  # fmt: skip
         hit = isinstance(store.read("objects", made.object.digest), Hit)
@@ -108,10 +114,17 @@ def as_the_worker(listed: list[str]) -> None:
         del os.environ[name]
 
 
-def publish(store: Store, key: keys.Key, made: worker.Prepared, weights: str | None) -> None:
+def publish_known(store: Store, key: keys.Key, known: dict[str, Any], lacks: list[str]) -> dict[str, Any]:
+    """Seed a store with what was prepared before, under digests that lack a factor."""
+    made = lacking(known["object_factors"], lacks)
+    publish(store, key, made, known["weights"], known["dependencies"])
+    return {**known, "object": made.digest}
+
+
+def publish(store: Store, key: keys.Key, made: keys.Key, weights: str | None, read: list[Any]) -> None:
     """What `acquire` writes after a compile."""
     about: dict[str, Any] = {"content": {}, "verified": {}, "provenance": {}}
-    entry = {"object": made.object.digest, "weights": weights, "dependencies": made.dependencies}
+    entry = {"object": made.digest, "weights": weights, "dependencies": read}
     if weights is not None:
         with store.staging() as folder:
             (folder / "weights.safetensors").write_bytes(b"weights")
@@ -119,8 +132,7 @@ def publish(store: Store, key: keys.Key, made: worker.Prepared, weights: str | N
     with store.staging() as folder:
         (folder / "model.so").write_bytes(b"machine code")
         requests = [{"request": key.digest, "entry": entry}]
-        factors = dict(made.object.factors)
-        store.publish("objects", made.object.digest, folder, factors=factors, requests=requests, **about)
+        store.publish("objects", made.digest, folder, factors=dict(made.factors), requests=requests, **about)
     lookup.remember(store, key, entry, "soak")
 
 
@@ -138,28 +150,38 @@ def pretend(facts: dict[str, Any]) -> None:
     keys.KEY_SCHEMA = facts.get("schema", keys.KEY_SCHEMA)
 
 
-def lose(lacks: str | None) -> None:
-    """Take one factor out of a key (`request:mode.inductor`), or one kind out of what is compared (`dependency:file`)."""
-    if lacks is None:
-        return
-    level, _, name = lacks.partition(":")
-    if level == "dependency":
-        changed = dependencies.changed
-        dependencies.changed = lambda recorded, named: changed([item for item in recorded if item[0] != name], named)
-        return
-    maker = {"request": "request_key", "object": "object_key"}[level]
-    complete = getattr(keys, maker)
+def lose(lacks: list[str]) -> None:
+    """Take factors out of keys (`request:mode.inductor`), or kinds out of what is compared (`dependency:file`)."""
+    kinds = paths_of(lacks, "dependency")
+    changed, request_key, object_key = dependencies.changed, keys.request_key, keys.object_key
+    dependencies.changed = lambda recorded, named: changed([item for item in recorded if item[0] not in kinds], named)
+    keys.request_key = lambda *args: lacking(request_key(*args).factors, paths_of(lacks, "request"))
+    keys.object_key = lambda *args, **kwargs: lacking(object_key(*args, **kwargs).factors, paths_of(lacks, "object"))
+
+
+def paths_of(lacks: list[str], level: str) -> list[str]:
+    """The names of one level."""
+    return [name.partition(":")[2] for name in lacks if name.startswith(f"{level}:")]
+
+
+def lacking(factors: Mapping[str, Any], paths: list[str]) -> keys.Key:
+    """A key with all factors, whose digest ignores some."""
 
     class Lacking(keys.Key):
         @property
         def digest(self) -> str:
-            return keys.digest(without(self.factors, name.split(".")))
+            left: Any = self.factors
+            for path in paths:
+                left = without(left, path.split("."))
+            return keys.digest(left)
 
-    setattr(keys, maker, lambda *args, **kwargs: Lacking(complete(*args, **kwargs).factors))
+    return Lacking(factors)
 
 
 def without(value: Any, path: list[str]) -> Any:
-    """A copy that lacks one leaf; there must be one."""
+    """A copy that lacks one leaf, where there is one."""
     first, *rest = path
+    if first not in value:
+        return value
     copy = {name: item for name, item in value.items() if name != first}
-    return {**copy, first: without(value[first], rest)} if rest else copy | ({} if first in value else value[first])
+    return {**copy, first: without(value[first], rest)} if rest else copy

@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +40,30 @@ class Probes:
             server.wait(30)
             server.stdout.close()
 
-    def seed(self, store: Path, bases: Iterable[str], lacks: str | None = None) -> dict[str, dict[str, Any]]:
+    def seed(self, store: Path, bases: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Put the answers to these bases into a store, as compiles would."""
-        return {name: self._ask(self._entered(SEEDED, name), store, lacks, seed=True) for name in bases}
+        return {name: self._ask(self._entered(SEEDED, name), store, seed=True) for name in bases}
 
-    def probe(self, change: Change, store: Path | None = None, lacks: str | None = None) -> dict[str, Any]:
+    def seed_lacking(self, store: Path, base: str, lacks: Sequence[str]) -> None:
+        """Put the answer to a base into a store under digests that lack some factors."""
+        self._ask(self._entered(SEEDED, base), store, seed=True, lacks=lacks, known=self.bases[base])
+
+    def probe(self, change: Change, store: Path | None = None, lacks: Sequence[str] = ()) -> dict[str, Any]:
         """What the lookup says after a change."""
         message = self._entered(change, change.base)
         store = store or self.seeded / change.base
         if change.store is not None:
-            copy = self.folder / "copied"
-            shutil.copytree(store, copy)
-            try:
-                change.store(copy)
-                return self._ask(message, copy, lacks, change)
-            finally:
-                shutil.rmtree(copy)
-        return self._ask(message, store, lacks, change)
+            shutil.copytree(store, store := self.folder / "copied")
+            change.store(store)
+        try:
+            return self._ask(message, store, lacks=lacks, readonly=change.readonly, hash_seed=change.hash_seed)
+        finally:
+            shutil.rmtree(self.folder / "copied", ignore_errors=True)
+
+    def make(self, change: Change) -> tuple[Path, list[str]]:
+        """The project as the change wants it, and the command line."""
+        message = self._entered(change, change.base)
+        return self.project, message["overrides"]
 
     def _files_of(self, base: str) -> dict[str, bytes]:
         """The base's project, made once: saved programs differ from one saving to the next."""
@@ -90,11 +97,19 @@ class Probes:
         }
 
     def _ask(
-        self, message: dict[str, Any], store: Path, lacks: str | None, change: Change = SEEDED, *, seed: bool = False
+        self,
+        message: dict[str, Any],
+        store: Path,
+        *,
+        seed: bool = False,
+        lacks: Sequence[str] = (),
+        known: dict[str, Any] | None = None,
+        readonly: bool = False,
+        hash_seed: int = 0,
     ) -> dict[str, Any]:
-        asked = {**message, "store": str(store), "lacks": lacks, "seed": seed, "readonly": change.readonly}
-        server = self._server(change.hash_seed)
-        server.stdin.write(json.dumps(asked) + "\n")
+        asked = {"store": str(store), "seed": seed, "lacks": list(lacks), "known": known, "readonly": readonly}
+        server = self._server(hash_seed)
+        server.stdin.write(json.dumps({**message, **asked}) + "\n")
         server.stdin.flush()
         answer: dict[str, Any] = json.loads(server.stdout.readline())
         assert "error" not in answer, answer["error"]

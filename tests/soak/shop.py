@@ -43,7 +43,7 @@ def numbers(path):
 
 
 class Net(nn.Module):
-    def __init__(self, width=8, heads=2, eps=1e-5, tied=True, transposed=False):
+    def __init__(self, width=8, heads=2, eps=1e-5, tied=True, shared=True, transposed=False):
         super().__init__()
         self.heads = heads
         self.embedding = nn.Embedding(12, width)
@@ -57,6 +57,9 @@ class Net(nn.Module):
             self.attention.weight = nn.Parameter(strided)
         self.register_buffer("offset", torch.randn(width), persistent=False)
         self.register_buffer("limits", torch.tensor([0.25, 0.75]), persistent=False)
+        half = torch.full((width,), 0.5)
+        self.register_buffer("factor", half, persistent=False)
+        self.register_buffer("summand", half[:] if shared else half.clone(), persistent=False)
         table = numbers(HERE / "table.txt") + numbers(HERE / "override.txt")
         table += numbers(HERE.parent / "beside.txt") + numbers(Path("running.txt"))
         table += numbers(Path.home() / ".shop.txt")
@@ -75,6 +78,7 @@ class Net(nn.Module):
         query, key, value = (item.view(split).transpose(1, 2) for item in (query, key, value))
         mixed = F.scaled_dot_product_attention(query, key, value)
         hidden = self.norm(mixed.transpose(1, 2).flatten(2) + hidden)
+        hidden = hidden * self.factor + self.summand
         for _ in range(self.steps):
             hidden = F.relu(hidden * self.scale + self.offset)
         pooled = hidden.mean(1) * (self.gain * single.DEPTH * wave.WAVE_FORMAT_PCM)

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import pytest
 
 from .conftest import FULL
 from .mutations import BASES, Change, altering, harmless, sample
-from .probes import Probes
 
 ALTERING, HARMLESS = altering(), harmless()
 TRIED = ALTERING if FULL else sample(ALTERING, 60)
 SPARED = HARMLESS if FULL else sample(HARMLESS, 25)
-
-
-@pytest.fixture(scope="session")
-def probes(tmp_path_factory):
-    """The suite's projects and seeded store."""
-    made = Probes(tmp_path_factory.mktemp("mutations"))
-    yield made
-    made.close()
 
 
 def kinds(changes):
@@ -75,3 +67,51 @@ def test_a_sweep_in_another_order_hits_every_time(probes, tmp_path):
     for name in shuffled:
         answer = probes.probe(Change("nothing", "as seeded", base=name), tmp_path / "store")
         assert (answer["outcome"], answer["object"]) == ("direct-hit", probes.bases[name]["object"])
+
+
+# By id: of each, whether its output differs from the base's.
+RECOMPILED = {
+    "imported constant-1.25": True,
+    "shadowing module-package": True,
+    "file read in the constructor-0.5 0.25 -2": True,
+    "weight's bit-22": True,
+    "seed-0": True,
+    "listed variable-2": True,
+    "operation-gelu": True,
+    "tied weights untied-kwargs": False,
+    "stride-kwargs": False,
+    "inductor option-epilogue_fusion": False,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_recompiled_changes_give_what_eager_gives(probes, acquire_here, store_dir, monkeypatch, assert_same, counts):
+    changes = {str(change): change for change in ALTERING}
+    chosen = list(RECOMPILED) if FULL else list(RECOMPILED)[:2]
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    base, _ = outputs(probes, acquire_here, store_dir, Change("nothing", "as seeded"))
+    for name in chosen:
+        ours, eager = outputs(probes, acquire_here, store_dir, changes[name])
+        assert_same(ours, eager)
+        differs = any(not ours[key].allclose(base[key], rtol=1e-5, atol=1e-6) for key in ("scores", "pooled"))
+        assert differs == RECOMPILED[name], name
+    counts["mutations recompiled"] = str(len(chosen))
+
+
+def outputs(probes, acquire_here, store_dir, change):
+    """What the compiled and the eager model give after a change, through a real compile."""
+    root, arguments = probes.make(change)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in change.env.items():
+            patch.setenv(name, value)
+        patch.chdir(root)
+        patch.syspath_prepend(root)
+        try:
+            job = acquire_here([*arguments, f"cache.dir={store_dir}", "fallback=strict"])
+            assert job.found.outcome == "miss"
+            args, kwargs = job.context.workload.call(3, seed=5)
+            return job.model(*args, **kwargs), job.eager(*args, **kwargs)
+        finally:
+            for name in [name for name in sys.modules if name.partition(".")[0] in {"shop", "single"}]:
+                del sys.modules[name]
