@@ -95,6 +95,11 @@ def changed(recorded: Iterable[list[Any]], named: dict[str, Path]) -> str | None
     return None
 
 
+def portable(recorded: Iterable[list[Any]]) -> list[list[Any]]:
+    """The same for another machine, where a stat tuple says nothing of a file's content."""
+    return [[kind, where, sha256, []] for kind, where, sha256, _ in recorded]
+
+
 def _find(kind: str, where: str, named: dict[str, Path], roots: dict[str, list[Path]]) -> Path | None:
     if kind == "setting":
         return named.get(where)

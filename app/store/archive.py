@@ -54,6 +54,10 @@ class Imported:
     damaged: bool = False
 
 
+class NotAnArchiveError(StoreError):
+    """It doesn't even begin like one."""
+
+
 class _NotOursError(ValueError):
     """It is whole, for all we know, but by nobody who is trusted, or not what was asked for."""
 
@@ -134,7 +138,8 @@ def read(stream: BinaryIO, store: Store, only: tuple[str, str] | None = None) ->
 
     Raises:
         ConfigError: the store trusts only what its user made.
-        StoreError: it is no archive, or the store can't be written.
+        NotAnArchiveError: it is none.
+        StoreError: it can't be read, or the store can't be written.
     """
     store.trust.check_imports()
     imported = Imported()
@@ -164,7 +169,7 @@ def _members(stream: BinaryIO) -> Iterator[_Member]:
             info = tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
         except tarfile.HeaderError as error:
             if first:
-                raise StoreError(f"cache: it is no archive of this program's: {error}") from error
+                raise NotAnArchiveError(f"cache: it is no archive of this program's: {error}") from error
             raise _BrokenError(str(error) if block else "it is cut short") from error
         if info.size < 0:
             raise _BrokenError(f"{info.name!r} has less than no bytes")
