@@ -36,29 +36,6 @@ class User:
         self.remote = Remote(url, writable=writable, trust=self.trust, timeout_s=timeout_s, warn=self.said.append)
 
 
-@pytest.fixture(scope="session")
-def s3():
-    """An S3 endpoint on this machine, over HTTP."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def credentials(monkeypatch):
-    """What S3 clients read, and nothing of this machine's own."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    return monkeypatch
-
-
 @pytest.fixture(params=["folder", "s3"])
 def place(request, tmp_path):
     """A remote's URL, and the file system that it is on with its root there, for tests to look and to spoil."""
@@ -378,7 +355,7 @@ def test_config_that_can_not_work_is_an_error(tmp_path, monkeypatch, digest_of):
     with pytest.raises(ConfigError, match="unknown-protocol"):
         User(tmp_path, "ours", "unknown-protocol://user:secret@x").remote.entries(digest_of("request"))
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(ConfigError, match=r"pip install 'aot-app\[s3\]'"):
         User(tmp_path, "other", "s3://x").remote.entries(digest_of("request"))
 
