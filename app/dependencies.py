@@ -14,7 +14,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,18 @@ def changed(recorded: Iterable[list[Any]], named: dict[str, Path]) -> str | None
 def portable(recorded: Iterable[list[Any]]) -> list[list[Any]]:
     """The same for another machine, where a stat tuple says nothing of a file's content."""
     return [[kind, where, sha256, []] for kind, where, sha256, _ in recorded]
+
+
+def retaken(recorded: Iterable[list[Any]], named: dict[str, Path]) -> list[list[Any]]:
+    """The same with the stat tuples of this machine's files, where these have the recorded content."""
+    roots: dict[str, list[Path]] = {}
+    found = portable(recorded)
+    for number, (kind, where, sha256, _) in enumerate(found):
+        path = None if kind in {"no-module", "no-file"} else _find(kind, where, named, roots)
+        with suppress(OSError):
+            if path is not None and (taken := take(kind, where, path)).sha256 == sha256:
+                found[number] = taken.to_json()
+    return found
 
 
 def _find(kind: str, where: str, named: dict[str, Path], roots: dict[str, list[Path]]) -> Path | None:

@@ -40,7 +40,7 @@ class Tier:
             return None
         with self._context.phases("remote"):
             entries = self._remote.entries(request.digest)
-            found = lookup.among(entries, named, lambda entry: self._bring(request, entry))
+            found = lookup.among(entries, named, lambda entry: self._bring(request, entry, named))
         return found if isinstance(found, Found) else None
 
     def fetch_object(self, digest: str) -> None:
@@ -54,18 +54,16 @@ class Tier:
         if self._remote is not None and self._remote.writable and not self._remote.dead:
             with self._context.phases("upload"):
                 if all(self._remote.put(self._store, kind, digest) for kind, digest in lookup.objects_of(entry)):
-                    self._remote.put_entry(request.digest, _portable(entry))
+                    entry = {**entry, "dependencies": dependencies.portable(entry["dependencies"])}
+                    self._remote.put_entry(request.digest, entry)
 
-    def _bring(self, request: Key, entry: dict[str, Any]) -> Found | NotFound:
+    def _bring(self, request: Key, entry: dict[str, Any], named: dict[str, Path]) -> Found | NotFound:
         assert self._remote is not None
         for kind, digest in lookup.objects_of(entry):
             if not self._remote.fetch(self._store, kind, digest):
                 return NotFound([f"the remote has no {kind}/{digest[:12]}"])
         found = lookup.open_objects(self._store, entry["object"], entry["weights"], "remote-hit")
         if isinstance(found, Found):
-            lookup.remember(self._store, request, _portable(entry), self._context.settings.model.name)
+            entry |= {"dependencies": dependencies.retaken(entry["dependencies"], named)}
+            lookup.remember(self._store, request, entry, self._context.settings.model.name)
         return found
-
-
-def _portable(entry: dict[str, Any]) -> dict[str, Any]:
-    return {**entry, "dependencies": dependencies.portable(entry["dependencies"])}

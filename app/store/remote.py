@@ -133,13 +133,13 @@ class Remote:
         path = _path(kind, digest)
         if not self.writable:
             return False
-        if self._attempt(lambda files, root: files.exists(f"{root}/{path}"), False):
-            return True
+        if (there := self._attempt(lambda files, root: bool(files.exists(f"{root}/{path}")), False)) or self.dead:
+            return there
         try:
             with store.staging() as folder:
                 with (folder / "archive").open("wb") as stream:
                     archive.write(stream, store, [(kind, digest)])
-                return not self.dead and self._create(folder / "archive", path)
+                return self._create(folder / "archive", path)
         except StoreError as error:
             self._warn(f"{error.message}; it is not put into the remote")
             return False
