@@ -19,6 +19,7 @@ from .keys import Key, request_key
 from .lookup import Found, NotFound
 from .record import CacheInfo, KeyInfo, Memory, Outcome, now
 from .store import LockTimeout, Store
+from .tier import Tier
 from .verdict import Case, plan, refusal, summarise
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def acquire(context: Context, store: Store) -> Found:
     Raises:
         AppError: of the stage that failed.
     """
-    record, phases = context.record, context.phases
+    record, phases, tier = context.record, context.phases, Tier(context, store)
     with phases("key"):
         request = request_key(context.settings, context.device)
         named = dependencies.named_files(context.settings)
@@ -60,7 +61,7 @@ def acquire(context: Context, store: Store) -> Found:
     if isinstance(found, NotFound):
         record.cache = CacheInfo("miss" if context.settings.cache.dir else "off", reasons)
         logger.info("miss: %s", "; ".join(reasons))
-        found = _on_miss(context, store, request, named, reasons)
+        found = tier.find(request, named) or _on_miss(context, store, tier, request, named, why="; ".join(reasons))
     manifest = found.artifact.manifest
     outcome: Outcome = found.outcome if context.settings.cache.dir else "off"
     record.cache = CacheInfo(outcome, reasons, manifest.provenance["seconds"] if "hit" in outcome else None)
@@ -119,8 +120,8 @@ def load(context: Context, found: Found) -> CompiledModel:
         return load_model(found.artifact.path, content, context.device, weights=weights)
 
 
-def _on_miss(context: Context, store: Store, request: Key, named: dict[str, Path], reasons: Sequence[str]) -> Found:
-    cache, why = context.settings.cache, "; ".join(reasons)
+def _on_miss(context: Context, store: Store, tier: Tier, request: Key, named: dict[str, Path], *, why: str) -> Found:
+    cache = context.settings.cache
     if cache.on_miss == "fail":
         raise MissError(f"cache.on_miss=fail, and it is a miss: {why}")
     if cache.on_miss == "background" and not store.readonly and cache.dir is not None:
@@ -141,7 +142,11 @@ def _on_miss(context: Context, store: Store, request: Key, named: dict[str, Path
                 _lock(context, store, locks, "private", request.digest)
             # another process may have compiled it while this one waited
             again = lookup.find(store, request, named)
-        return again if isinstance(again, Found) else _compile(context, store, request, locks)
+        if isinstance(again, Found):
+            return again
+        found, entry = _compile(context, store, tier, request, locks)
+    tier.put(request, entry)
+    return found
 
 
 def _lock(context: Context, store: Store, locks: ExitStack, level: str, digest: str) -> bool:
@@ -162,7 +167,10 @@ def _lock(context: Context, store: Store, locks: ExitStack, level: str, digest: 
     return True
 
 
-def _compile(context: Context, store: Store, request: Key, locks: ExitStack) -> Found:
+def _compile(
+    context: Context, store: Store, tier: Tier, request: Key, locks: ExitStack
+) -> tuple[Found, dict[str, Any]]:
+    """Compile and publish; returns what can be opened now, and the entry that names it."""
     phases, cache = context.phases, context.settings.cache
     if cache.trust == "signed" and cache.signing_key is None:
         context.warn(
@@ -173,15 +181,16 @@ def _compile(context: Context, store: Store, request: Key, locks: ExitStack) -> 
 
     def on_object(digest: str) -> None:
         _lock(context, store, locks, "objects", digest)
+        tier.fetch_object(digest)
 
     with store.staging() as staging, phases("worker"):
         made = _worker(context, store, request, staging, on_object)
         phases.switch("publish")
-        _publish(context, store, request, made, sum(phases.seconds.values()) - before)
+        entry = _publish(context, store, request, made, sum(phases.seconds.values()) - before)
         found = lookup.open_objects(store, made.object, made.weights, made.outcome, just_made=True)
     if isinstance(found, NotFound):
         raise StoreError(f"what was just published can't be read: {found.reasons[0]}")
-    return found
+    return found, entry
 
 
 def _worker(
@@ -207,7 +216,7 @@ def _worker(
     )
 
 
-def _publish(context: Context, store: Store, request: Key, made: Compiled, seconds: float) -> None:
+def _publish(context: Context, store: Store, request: Key, made: Compiled, seconds: float) -> dict[str, Any]:
     source = {"model": context.settings.model.name, "created_at": now()}
     entry = {"object": made.object, "weights": made.weights, "dependencies": made.dependencies}
     if made.weights_folder is not None:
@@ -241,6 +250,7 @@ def _publish(context: Context, store: Store, request: Key, made: Compiled, secon
     elif made.cases:
         store.note(_note(made.object, made.weights), made.cases)
     lookup.remember(store, request, entry, context.settings.model.name)
+    return entry
 
 
 def _check_verified(context: Context, store: Store, found: Found) -> None:

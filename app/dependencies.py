@@ -15,7 +15,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +88,22 @@ def changed(recorded: Iterable[list[Any]], named: dict[str, Path]) -> str | None
         if said is not None:
             return said
     return None
+
+
+def portable(recorded: Iterable[list[Any]]) -> list[list[Any]]:
+    """The same for another machine, where a stat tuple says nothing of a file's content."""
+    return [[kind, where, sha256, []] for kind, where, sha256, _ in recorded]
+
+
+def retaken(recorded: Iterable[list[Any]], named: dict[str, Path]) -> list[list[Any]]:
+    """The same with the stat tuples of this machine's files, where these have the recorded content."""
+    importable, found = _Importable(), portable(recorded)
+    for number, (kind, where, sha256, _) in enumerate(found):
+        path = None if kind in _SURROUNDINGS else _find(kind, where, named, importable)
+        with suppress(OSError):
+            if path is not None and (taken := take(kind, where, path)).sha256 == sha256:
+                found[number] = taken.to_json()
+    return found
 
 
 def _surroundings_changed(kind: str, where: str, sha256: str, importable: _Importable) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,19 +53,33 @@ def open_store(cache: CacheConfig, root: Path, *, readonly: bool) -> Store:
 
 def find(store: Store, request: Key, named: dict[str, Path]) -> Found | NotFound:
     """The first recorded set of dependencies whose files are all unchanged names the object."""
+    found = among(
+        store.entries(request.digest),
+        named,
+        lambda entry: open_objects(store, entry["object"], entry["weights"], "direct-hit"),
+    )
+    return found if isinstance(found, Found) or found.reasons else NotFound(_explain(store, request))
+
+
+def among(
+    entries: Iterable[dict[str, Any]],
+    named: dict[str, Path],
+    open_entry: Callable[[dict[str, Any]], Found | NotFound],
+) -> Found | NotFound:
+    """What the first entry opens whose dependencies are all unchanged, or why none does."""
     reasons = []
-    for entry in store.entries(request.digest):
+    for entry in entries:
         try:
             changed = dependencies.changed(entry["dependencies"], named)
             if changed is None:
-                found = open_objects(store, entry["object"], entry["weights"], "direct-hit")
+                found = open_entry(entry)
                 if isinstance(found, Found):
                     return found
                 changed = found.reasons[0]
         except (AttributeError, KeyError, TypeError, ValueError):
             changed = "an entry of the index is malformed"
         reasons.append(changed)
-    return NotFound(list(dict.fromkeys(reasons)) or _explain(store, request))
+    return NotFound(list(dict.fromkeys(reasons)))
 
 
 def open_objects(
@@ -73,9 +87,7 @@ def open_objects(
 ) -> Found | NotFound:
     """Read an artifact and its weights, every byte checked."""
     opened: dict[str, Artifact] = {}
-    for kind, name in (("objects", digest), ("weights", weights)):
-        if name is None:
-            continue
+    for kind, name in objects_of({"object": digest, "weights": weights}):
         match store.read(kind, name, just_made=just_made):
             case Hit(artifact):
                 opened[kind] = artifact
@@ -86,6 +98,12 @@ def open_objects(
     if (why := environment.lacks(opened["objects"].manifest.factors["target"])) is not None:
         return NotFound([f"the artifact can't run here: {why}"])
     return Found(outcome, opened["objects"], opened.get("weights"))
+
+
+def objects_of(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Kind and digest of all that an entry names, what others need first."""
+    weights = [("weights", entry["weights"])] if entry["weights"] is not None else []
+    return [*weights, ("objects", entry["object"])]
 
 
 def remember(store: Store, request: Key, entry: Mapping[str, Any], model: str) -> None:

@@ -272,6 +272,29 @@ def _lies_in(module: Any, folder: Path) -> bool:
 
 
 @pytest.fixture(scope="session")
+def s3():
+    """An S3 endpoint on this machine, over HTTP."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def credentials(monkeypatch):
+    """What S3 clients read, and nothing of this machine's own."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    return monkeypatch
+
+
+@pytest.fixture(scope="session")
 def assert_same():
     """Two outputs are equal: structure and classes, leaves that are no tensors, dtypes, shapes, and values nearly."""
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,25 @@ from app.dependencies import changed
 recorded, named = json.loads(sys.stdin.read())
 print(json.dumps(changed(recorded, {name: Path(path) for name, path in named.items()})))
 """
+
+
+def test_stat_tuples_of_another_machine_are_replaced_by_this_one_s(tmp_path):
+    same, other = tmp_path / "same.txt", tmp_path / "other.txt"
+    for path in (same, other):
+        path.write_text("1")
+        os.utime(path, (0, 0))
+    recorded = [
+        ["file", str(same), sha256_of(same), [1, 2, 3, 4, 5]],
+        ["setting", "model.checkpoint", sha256_of(other), [1, 2, 3, 4, 5]],
+        ["file", str(tmp_path / "gone"), "0" * 64, [1, 2, 3, 4, 5]],
+        ["no-module", "nothing", "", []],
+    ]
+    other.write_text("2")
+    assert [stat for *_, stat in dependencies.portable(recorded)] == [[], [], [], []]
+    time.sleep(2.1)  # a younger file may change without its stat tuple
+    found = dependencies.retaken(recorded, {"model.checkpoint": other})
+    assert [stat for *_, stat in found] == [stat_of(same), [], [], []]
+    assert [item[:3] for item in found] == [item[:3] for item in recorded]
 
 
 def settings_for(**model):

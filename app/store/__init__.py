@@ -243,10 +243,31 @@ class Store:
                 artifact = self._commit_object(staging, Artifact(target, seal(staging, blank, self.trust)))
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        for item in requests:
-            self.remember(item["request"], item["entry"])
-        self._in_use.add(digest)
-        self.collect()
+        self._settle(digest, requests)
+        return artifact
+
+    def adopt(self, kind: str, digest: str, staging: Path) -> Artifact:
+        """Take in an object that was made elsewhere, its manifest and signatures as they are.
+
+        An object of that name which is there already and reads well is kept and returned instead; `staging` is gone
+        afterwards.
+
+        Raises:
+            ConfigError: this store trusts only what its user made.
+            StoreError: the store can't be written.
+            ValueError: it isn't what its manifest says, or nobody who is trusted vouches for it.
+        """
+        self.trust.check_imports()
+        target = self._path(kind, digest)
+        try:
+            with self._writing(f"adopt {kind}/{digest[:12]}"):
+                found = look(staging, kind, digest, {}, self.trust, seal=True)
+                if not isinstance(found, Hit):
+                    raise ValueError(found.reason)  # noqa: TRY004 - a finding, not a caller's type
+                artifact = self._commit_object(staging, Artifact(target, found.artifact.manifest))
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        self._settle(digest, artifact.manifest.requests)
         return artifact
 
     def items(self) -> list[Item]:
@@ -347,6 +368,12 @@ class Store:
             raise StoreError(f"cache: {self.root} is not writable: {why}") from error
         with suppress(StoreError), self._hold("tmp.lock"):
             sweep(self.root / "tmp")
+
+    def _settle(self, digest: str, requests: list[dict[str, Any]]) -> None:
+        for item in requests:
+            self.remember(item["request"], item["entry"])
+        self._in_use.add(digest)
+        self.collect()
 
     def _commit_object(self, staging: Path, artifact: Artifact) -> Artifact:
         """Under a lock, so that nobody quarantines by an old reading what somebody has just healed."""

@@ -170,15 +170,18 @@ class Corrupt:
     reason: str
 
 
-def look(path: Path, kind: str, digest: str, known: Mapping[str, Stat], trust: Trust) -> Hit | Miss | Corrupt:
+def look(
+    path: Path, kind: str, digest: str, known: Mapping[str, Stat], trust: Trust, *, seal: bool = False
+) -> Hit | Miss | Corrupt:
     """Check the object at `path`; raises `StoreError` if this process may not read it.
 
-    Files whose stat tuple is among the `known`, by name, were hashed before and are not read again.
+    Files whose stat tuple is among the `known`, by name, were hashed before and are not read again. With `seal`
+    the files that are right are made read-only and put on the disk.
     """
     try:
         if (why := _distrust(path, trust)) is not None:
             return Untrusted(f"{kind}/{digest[:12]} is not trusted: {why}")
-        return Hit(_check(path, kind, digest, known))
+        return Hit(_check(path, kind, digest, known, seal=seal))
     except (OSError, ValueError) as error:
         reason = str(error)
         if isinstance(error, OSError):
@@ -219,8 +222,7 @@ def seal(folder: Path, blank: Manifest, trust: Trust) -> Manifest:
     if signatures := trust.sign(text.encode()):
         write_once(folder / SIGNATURES, json.dumps(signatures).encode())
     write_once(folder / MANIFEST, text.encode())
-    for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-        sync(inner)
+    _sync_all(folder)
     return Manifest.from_json(text)
 
 
@@ -262,6 +264,11 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _sync_all(folder: Path) -> None:
+    for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        sync(inner)
+
+
 def size_of(path: Path) -> int:
     """Bytes of all files beneath a folder; what vanishes meanwhile counts as nothing."""
     total = 0
@@ -281,7 +288,7 @@ def stats_of(artifact: Artifact) -> dict[str, Stat]:
     return {name: stat for name, stat in stats.items() if settled(stat)}
 
 
-def _check(path: Path, kind: str, digest: str, known: Mapping[str, Stat]) -> Artifact:
+def _check(path: Path, kind: str, digest: str, known: Mapping[str, Stat], *, seal: bool) -> Artifact:
     if path.is_symlink():
         raise ValueError("a symlink stands in its place")
     manifest = read_manifest(path)
@@ -290,8 +297,10 @@ def _check(path: Path, kind: str, digest: str, known: Mapping[str, Stat]) -> Art
     if extra := set(_names_in(path)) - OWN_FILES - set(manifest.files):
         raise ValueError(f"{min(extra)!r} is not in its manifest")
     for name, info in manifest.files.items():
-        if known.get(name) != stat_of(path / name) and (found := _fingerprint(path / name)) != info:
+        if known.get(name) != stat_of(path / name) and (found := _fingerprint(path / name, seal=seal)) != info:
             raise ValueError(f"{name!r} has {_words(found)}; its manifest says {_words(info)}")
+    if seal:
+        _sync_all(path)
     return Artifact(path, manifest)
 
 

@@ -66,6 +66,11 @@ class Trust:
             return "its signature is wrong"
         return None
 
+    def check_imports(self) -> None:
+        """Raise ConfigError where nothing that was made elsewhere can be trusted."""
+        if self.policy == "own":
+            raise ConfigError("imports need cache.trust=signed with cache.keys=[...], or cache.trust=none")
+
     def refuses_owner(self, path: Path) -> str | None:
         """Why a file or folder may have been written by somebody else, or None."""
         if self.policy != "own":
