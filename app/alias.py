@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from . import acquire, lookup
-from .config import CacheConfig, Settings, user_cache_dir
+from .config import CacheConfig, Settings, is_name, user_cache_dir
 from .context import Context
 from .errors import ConfigError, StoreError
 from .progress import Phases
@@ -32,6 +32,20 @@ def save(store: Store, name: str, settings: Settings) -> None:
     )
     content = {"type": "alias", "name": name, "settings": {**asdict(replace(settings, model=anywhere)), "cache": {}}}
     store.write_document("aliases", name, pack(content, store.trust))
+
+
+def adopt(store: Store, document: bytes) -> str:
+    """Keep an alias that came with a bundle, as it was signed; returns its name.
+
+    Raises:
+        ValueError: it is no alias, or nobody who is trusted vouches for it.
+    """
+    content = unpack(document, store.trust)
+    if not isinstance(content, dict) or content.get("type") != "alias" or not is_name(content.get("name")):
+        raise ValueError("a document is no alias")
+    name: str = content["name"]
+    store.write_document("aliases", name, document)
+    return name
 
 
 def _absolute(path: str) -> str:

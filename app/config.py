@@ -69,6 +69,13 @@ def require(name: str, value: Any, ok: bool, rule: str) -> None:
         raise ConfigError(f"{name}={value!r} must be {rule}")
 
 
+def is_name(value: Any) -> bool:
+    """Whether it can be an alias, and so the name of a file."""
+    return (
+        isinstance(value, str) and len(value) <= 100 and re.fullmatch(r"[A-Za-z_][\w-]*", value, re.ASCII) is not None
+    )
+
+
 def size_in_bytes(text: str) -> int | None:
     """Bytes of a size like `500 MB`, `10 GiB` or `1048576`; None for what is none."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) *(?:([KMGT])(i?)B?|B)?", text.strip(), flags=re.IGNORECASE)
@@ -273,8 +280,7 @@ class CacheConfig:
                 "is not this user's own"
             )
         if self.alias is not None:
-            ok = self.alias.replace("-", "_").isidentifier()
-            require("cache.alias", self.alias, ok, "a name of letters, digits, - and _")
+            require("cache.alias", self.alias, is_name(self.alias), "a name of letters, digits, - and _")
 
     @property
     def size_limit_bytes(self) -> int:

@@ -6,6 +6,7 @@ Each returns rows for a table or for `output=json`, or raises what its exit code
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -15,13 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import lookup, pipeline
-from .acquire import explain
+from . import alias, lookup, pipeline
+from .acquire import explain, opened
 from .context import Context
-from .errors import ConfigError, CorruptError, SweepError, UnreadableError, UntrustedError
+from .errors import ConfigError, CorruptError, OutputError, StoreError, SweepError, UnreadableError, UntrustedError
 from .keys import request_key
-from .store import KINDS, Manifest, Store
-from .store.trust import create_key
+from .store import KINDS, Manifest, Store, archive
+from .store.trust import create_key, pack, unpack
 
 Rows = list[dict[str, Any]]
 SHORTEST_PREFIX = 6  # of a digest, that it be no model's name by chance
@@ -171,6 +172,62 @@ def explain_request(context: Context, store: Store) -> Rows:
     return explain(context, store, request_key(context.settings, context.device))
 
 
+def export(context: Context, store: Store) -> Rows:
+    """Write the selected objects, the weights they were made with, and all aliases into `cache.file`."""
+    path = _bundle(context)
+    rows: Rows = []
+    for manifest in _selected(context, store):
+        weights = manifest.verified.get("weights")
+        rows += [{"kind": "weights", "digest": weights}] if weights and weights not in _digests(rows) else []
+        rows.append({"kind": "objects", "digest": manifest.digest})
+    if store.trust.signing_key is not None:
+        for row in rows:
+            store.sign(row["kind"], row["digest"])
+    elif store.trust.policy != "none":
+        context.warn("there is no cache.signing_key: what isn't signed can be read with cache.trust=none only")
+    documents = [pack(unpack(data, store.trust), store.trust) for data in store.documents("aliases").values()]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with context.phases("export"), temporary.open("wb") as stream:
+            archive.write(stream, store, [(row["kind"], row["digest"]) for row in rows], documents)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"cache.file={str(path)!r} can't be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return rows
+
+
+def _digests(rows: Rows) -> set[str]:
+    return {row["digest"] for row in rows}
+
+
+def import_(context: Context) -> Rows:
+    """Read the objects and aliases of `cache.file`, those that are trusted and whole; the cache may be a new one."""
+    path = _bundle(context)
+    rows: Rows = []
+    try:
+        with opened(context) as store, context.phases("import_bundle"), path.open("rb") as stream:
+            found = archive.read(stream, store)
+            rows += [{"kind": kind, "digest": digest, "refused": None} for kind, digest in found.objects]
+            for document in found.documents:
+                rows.append({"kind": "alias", "digest": alias.adopt(store, document), "refused": None})
+    except OSError as error:
+        raise ConfigError(f"cache.file={str(path)!r} can't be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise StoreError(f"cache.file={str(path)!r}: {error}") from error
+    context.record.result = rows + [{"kind": None, "digest": None, "refused": why} for why in found.refused]
+    if found.refused:
+        raise UntrustedError(f"{len(found.refused)} refused, {len(rows)} taken in: {found.refused[0]}")
+    return rows
+
+
+def _bundle(context: Context) -> Path:
+    if context.settings.cache.file is None:
+        raise ConfigError("cache.file is not given: name the bundle")
+    return Path(context.settings.cache.file).expanduser()
+
+
 def keygen(context: Context) -> Rows:
     """Make a signing key at `cache.signing_key`."""
     path = context.settings.cache.signing_key
@@ -230,7 +287,12 @@ def _warm(context: Context, number: int, request: str) -> dict[str, Any]:
     }
 
 
-WITHOUT_STORE: dict[str, Callable[[Context], Rows]] = {"cache.keygen": keygen, "cache.keys": keys, "warm": warm}
+WITHOUT_STORE: dict[str, Callable[[Context], Rows]] = {
+    "cache.keygen": keygen,
+    "cache.keys": keys,
+    "cache.import": import_,
+    "warm": warm,
+}
 WITH_STORE: dict[str, Callable[[Context, Store], Rows]] = {
     "explain": explain_request,
     "cache.list": list_objects,
@@ -242,4 +304,5 @@ WITH_STORE: dict[str, Callable[[Context, Store], Rows]] = {
     "cache.unpin": unpin,
     "cache.stats": stats,
     "cache.rebuild-index": rebuild_index,
+    "cache.export": export,
 }

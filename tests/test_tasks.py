@@ -7,6 +7,8 @@ import os
 
 import pytest
 
+from app import alias
+from app.config import CacheConfig
 from app.store import Store, Trust
 from app.store.trust import create_key
 from tests.store.conftest import digest_of
@@ -121,6 +123,54 @@ def test_a_key_is_made_once_and_never_overwritten(task, root, tmp_path):
     assert task("cache.keygen", f"cache.signing_key={path}")[0] == 2
     code, rows = task("cache.keys", f"cache.signing_key={path}", f"cache.keys=[{'ab' * 32}]")
     assert {(each["public_key"], each["own"]) for each in rows} == {(row["public_key"], True), ("ab" * 32, False)}
+
+
+def test_a_bundle_carries_objects_and_aliases_to_a_cache_that_trusts_the_key(
+    root, task, run_app, tmp_path, compose_settings
+):
+    put(root, "a")
+    put(root, "b")
+    with Store(root) as store:
+        alias.save(store, "scorer", compose_settings(["model=linear"]))
+    key, bundle, other = create_key(tmp_path / "key.pem"), tmp_path / "bundle.tar", tmp_path / "other"
+    code, rows = task(
+        "cache.export", f"cache.file={bundle}", "cache.select=[a]", f"cache.signing_key={tmp_path}/key.pem"
+    )
+    assert (code, [row["digest"] for row in rows]) == (0, [digest_of("a")])
+
+    def imported(*args):
+        run = run_app(["task=cache.import", f"cache.dir={other}", f"cache.file={bundle}", "output=json", *args])
+        return run.code, json.loads(run.stdout)["result"]
+
+    assert imported() == (2, None)  # trust=own
+    stranger = "cd" * 32
+    code, rows = imported("cache.trust=signed", f"cache.keys=[{stranger}]")
+    assert (code, {row["kind"] for row in rows}) == (7, {None})
+    assert "not among cache.keys" in rows[0]["refused"]
+    code, rows = imported("cache.trust=signed", f"cache.keys=[{key}]")
+    assert (code, {(row["kind"], row["digest"]) for row in rows}) == (
+        0,
+        {("objects", digest_of("a")), ("alias", "scorer")},
+    )
+    with Store(other, trust=Trust("signed", (key,))) as store:
+        assert type(store.read("objects", digest_of("a"))).__name__ == "Hit"
+        cache = CacheConfig(dir=str(other), trust="signed", keys=[key])
+        assert alias.read(store, "scorer", cache).model.name == "linear"
+    bundle.write_bytes(b"no archive" * 100)
+    assert imported("cache.trust=signed", f"cache.keys=[{key}]") == (1, None)
+
+
+@pytest.mark.slow
+def test_an_imported_bundle_is_a_direct_hit(run_app, hit_args, store_dir, tmp_path):
+    key, args = create_key(tmp_path / "key.pem"), hit_args("linear")
+    done = run_app([*args, "task=cache.export", f"cache.file={tmp_path}/b.tar", "cache.select=[linear]",
+                    f"cache.signing_key={tmp_path}/key.pem"])  # fmt: skip
+    assert done.code == 0, done.stderr
+    signed = ["cache.trust=signed", f"cache.keys=[{key}]", f"cache.dir={tmp_path}/other"]
+    done = run_app(["task=cache.import", f"cache.file={tmp_path}/b.tar", *signed])
+    assert done.code == 0, done.stderr
+    run = run_app([*args, *signed], env={"CXX": "/nonexistent"})
+    assert (run.record["cache"]["outcome"], run.record["rung"]) == ("direct-hit", "compiled"), run.stderr
 
 
 def test_the_index_is_made_again(task, root):

@@ -16,6 +16,7 @@ A reader trusts only what it has hashed itself; a writer may die at any moment a
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import secrets
@@ -38,6 +39,7 @@ from .objects import (
     KINDS,
     MANIFEST,
     MANIFEST_SCHEMA,
+    SIGNATURES,
     Artifact,
     Corrupt,
     FileInfo,
@@ -50,6 +52,7 @@ from .objects import (
     move_away,
     place,
     read_manifest,
+    read_signatures,
     seal,
     size_of,
     stats_of,
@@ -151,6 +154,24 @@ class Store:
 
         self._in_use.add(digest)
         self.change_note(f"used/{kind}/{digest}", count)
+
+    def sign(self, kind: str, digest: str) -> None:
+        """Add this store's signature to an object that has none of it, such as one made before there was a key.
+
+        Raises:
+            StoreError: it isn't there, isn't sound, or can't be written.
+        """
+        found = self.read(kind, digest, just_made=True)
+        if not isinstance(found, Hit):
+            raise StoreError(f"cache: {kind}/{digest[:12]} can't be signed: {found.reason}")
+        path = found.artifact.path
+        known = read_signatures(path)
+        added = self.trust.sign((path / MANIFEST).read_bytes())
+        if added and not (isinstance(known, dict) and known.keys() >= added.keys()):
+            with self._writing(f"sign {digest[:12]}"), self._commit(digest):
+                temporary = self.root / "tmp" / f"signatures-{secrets.token_hex(8)}"
+                write_once(temporary, json.dumps((known or {}) | added).encode())
+                temporary.replace(path / SIGNATURES)
 
     def write_document(self, folder: str, name: str, data: bytes) -> None:
         """Keep a small named document, replacing the one of that name in one step."""

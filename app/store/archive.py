@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import StoreError
 from .objects import KINDS, MANIFEST, SIGNATURES, Hit, Manifest, is_digest, write_once
@@ -43,13 +43,13 @@ class Imported:
 
     Attributes:
         objects: Kind and digest of everything that is in the store now.
-        documents: The contents of documents that a trusted key vouches for.
+        documents: Signed documents, as they were packed, that a trusted key vouches for.
         refused: What was skipped, with the reason.
         damaged: Whether something was broken, and not merely of somebody who isn't trusted.
     """
 
     objects: list[tuple[str, str]] = field(default_factory=list)
-    documents: list[Any] = field(default_factory=list)
+    documents: list[bytes] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     damaged: bool = False
 
@@ -205,7 +205,9 @@ def _take(
             _take_object(store, kind, digest, members)
             imported.objects.append((kind, digest))
         case [name, str(leaf)] if name == DOCUMENTS and leaf.endswith(".json") and only is None:
-            imported.documents += [unpack(member.read(DOCUMENT_LIMIT), store.trust) for member in members]
+            for member in members:
+                unpack(document := member.read(DOCUMENT_LIMIT), store.trust)
+                imported.documents.append(document)
         case _:
             raise ValueError("nothing of that name is expected")
 
