@@ -45,7 +45,7 @@ class Imported:
         objects: Kind and digest of everything that is in the store now.
         documents: The contents of documents that a trusted key vouches for.
         refused: What was skipped, with the reason.
-        damaged: Whether something was broken, and not merely of somebody who isn't trusted.
+        damaged: Whether the archive or an object in it was broken, and not merely by somebody who isn't trusted.
     """
 
     objects: list[tuple[str, str]] = field(default_factory=list)
@@ -205,7 +205,7 @@ def _take(
             _take_object(store, kind, digest, members)
             imported.objects.append((kind, digest))
         case [name, str(leaf)] if name == DOCUMENTS and leaf.endswith(".json") and only is None:
-            imported.documents += [unpack(member.read(DOCUMENT_LIMIT), store.trust) for member in members]
+            imported.documents += [_document(member.read(DOCUMENT_LIMIT), store) for member in members]
         case _:
             raise ValueError("nothing of that name is expected")
 
@@ -255,6 +255,13 @@ def _vouched(payload: bytes, signed: bytes | None, store: Store) -> Manifest:
             raise ValueError(why)  # by a key that we know: these are not the bytes that it signed
         raise _NotOursError(why)
     return Manifest.from_json(payload)
+
+
+def _document(data: bytes, store: Store) -> Any:
+    try:
+        return unpack(data, store.trust)
+    except ValueError as error:
+        raise _NotOursError(error) from error
 
 
 def _shown(owner: list[str]) -> str:
