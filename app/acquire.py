@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from .context import Context
 from .errors import EagerAskedError, MissError, StoreError, VerifyError
 from .keys import Key, request_key
 from .lookup import Found, NotFound
-from .record import CacheInfo, KeyInfo, Memory, Outcome
+from .record import CacheInfo, KeyInfo, Memory, Outcome, now
 from .store import LockTimeout, Store
 from .tier import Tier
 from .verdict import Case, plan, refusal, summarise
@@ -71,7 +71,35 @@ def acquire(context: Context, store: Store) -> Found:
     _check_verified(context, store, found)
     if not store.readonly:
         store.used("objects", manifest.digest)
+        if found.weights is not None:
+            store.used("weights", found.weights.digest)
+        lookup.count(store, found.outcome, reasons, record.cache.seconds_saved or 0.0)
+        if context.settings.cache.alias is not None:
+            from . import alias
+
+            alias.save(store, context.settings.cache.alias, context.settings)
     return found
+
+
+def explain(context: Context, store: Store, request: Key) -> list[dict[str, Any]]:
+    """What would answer a request, one row for each level that must be asked; exports where it must.
+
+    Raises:
+        AppError: the model doesn't build or export.
+    """
+    with context.phases("lookup"):
+        found = lookup.find(store, request, dependencies.named_files(context.settings))
+    if isinstance(found, Found):
+        return [{"level": "direct", "answer": "hit", "object": found.artifact.digest, "why": "nothing has changed"}]
+    rows = [{"level": "direct", "answer": "miss", "object": None, "why": "; ".join(found.reasons)}]
+    with tempfile.TemporaryDirectory(prefix="app-") as folder, context.phases("worker"):
+        made = _worker(context, store, request, Path(folder), only_export=True)
+    if made.outcome == "graph-hit":
+        why = "the program is the same, whatever else has changed"
+        return [*rows, {"level": "graph", "answer": "hit", "object": made.object, "why": why}]
+    known = ((each.provenance["model"], each.factors, None) for each in store.manifests())
+    why = "; ".join(lookup.nearest(Key(made.factors), known))
+    return [*rows, {"level": "graph", "answer": "miss", "object": made.object, "why": why}]
 
 
 def load(context: Context, found: Found) -> CompiledModel:
@@ -96,6 +124,13 @@ def _on_miss(context: Context, store: Store, tier: Tier, request: Key, named: di
     cache = context.settings.cache
     if cache.on_miss == "fail":
         raise MissError(f"cache.on_miss=fail, and it is a miss: {why}")
+    if cache.on_miss == "background" and not store.readonly and cache.dir is not None:
+        from . import background
+
+        pid = background.start(context.settings, context.folder / "background")
+        raise EagerAskedError(
+            f"cache.on_miss=background: process {pid} compiles for the next run; it is a miss: {why}"
+        )
     if cache.on_miss == "eager":
         raise EagerAskedError(f"cache.on_miss=eager, and it is a miss: {why}")
     if store.readonly:
@@ -149,17 +184,7 @@ def _compile(
         tier.fetch_object(digest)
 
     with store.staging() as staging, phases("worker"):
-        made = compile_in_worker(
-            context.settings,
-            request,
-            context.device,
-            staging=staging,
-            store=store.root,
-            scratch=store.scratch,
-            log=context.folder / "compile.log",
-            on_phase=phases.switch,
-            on_object=on_object,
-        )
+        made = _worker(context, store, request, staging, on_object)
         phases.switch("publish")
         entry = _publish(context, store, request, made, sum(phases.seconds.values()) - before)
         found = lookup.open_objects(store, made.object, made.weights, made.outcome, just_made=True)
@@ -168,7 +193,31 @@ def _compile(
     return found, entry
 
 
+def _worker(
+    context: Context,
+    store: Store,
+    request: Key,
+    staging: Path,
+    on_object: Callable[[str], None] = lambda _: None,
+    *,
+    only_export: bool = False,
+) -> Compiled:
+    return compile_in_worker(
+        context.settings,
+        request,
+        context.device,
+        staging=staging,
+        store=store.root,
+        scratch=store.scratch,
+        log=context.folder / "compile.log",
+        on_phase=context.phases.switch,
+        on_object=on_object,
+        only_export=only_export,
+    )
+
+
 def _publish(context: Context, store: Store, request: Key, made: Compiled, seconds: float) -> dict[str, Any]:
+    source = {"model": context.settings.model.name, "created_at": now()}
     entry = {"object": made.object, "weights": made.weights, "dependencies": made.dependencies}
     if made.weights_folder is not None:
         assert made.weights is not None
@@ -179,7 +228,7 @@ def _publish(context: Context, store: Store, request: Key, made: Compiled, secon
             factors={},
             content={},
             verified={},
-            provenance={"model": context.settings.model.name},
+            provenance=source,
             requests=[],
         )
     if made.artifact is not None:
@@ -195,7 +244,7 @@ def _publish(context: Context, store: Store, request: Key, made: Compiled, secon
                 "multiple": context.settings.verify.multiple,
                 "floor": context.settings.precision.floor,
             },
-            provenance={**made.provenance, "model": context.settings.model.name, "seconds": seconds},
+            provenance={**made.provenance, **source, "seconds": seconds},
             requests=[{"request": request.digest, "entry": entry}],
         )
     elif made.cases:

@@ -9,7 +9,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from .config import Settings, explain, register, typed
+from .compose import explain, register, typed
+from .config import Settings
 from .context import Context
 from .errors import AppError, ConfigError, OutputError
 from .progress import Phases
-from .record import Record, RunError
+from .record import Record, RunError, now
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def run_job(config: DictConfig) -> int:
         task="unknown",
         overrides=list(hydra_config.overrides.task),
         run_dir=str(folder),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=now(),
         command=sys.argv,
     )
     errors = Console(stderr=True)
@@ -138,9 +138,9 @@ def _attempt(config: DictConfig, folder: Path, record: Record, phases: Phases) -
         _describe(record, settings)
         context = Context(settings, folder, record, phases)
         record.device = context.device
-        from . import pipeline
+        from . import tasks
 
-        pipeline.run(context)
+        tasks.run(context)
     except AppError as error:
         return _failed(config, record, error.exit_code, RunError(type(error).__name__, error.stage, error.message))
     except _TerminatedError:
@@ -175,7 +175,7 @@ def _show(config: DictConfig, record: Record) -> None:
     try:
         if config.get("output") == "json":
             print(record.to_json(), flush=True)
-        elif record.status == "ok":
+        elif record.status == "ok" or record.result is not None:
             from .report.console import render
 
             render(record, Console())

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import math
 import re
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Self
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-
+from . import structured
 from .errors import ConfigError
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool")
@@ -28,11 +23,16 @@ PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 ENGINES = ("aoti", "eager")
 PLACEMENTS = ("frozen", "external")
 ACTIONS = ("warn", "raise")
-ON_MISS = ("compile", "eager", "fail")
+ON_MISS = ("compile", "background", "eager", "fail")
 TRUST = ("own", "signed", "none")
 REMOTE_MODES = ("read", "read-write")
-TASKS = ("benchmark", "compile")
+TASKS = (
+    "benchmark", "compile", "explain", "warm", "cache.list", "cache.show", "cache.verify", "cache.prune",
+    "cache.clear", "cache.pin", "cache.unpin", "cache.stats", "cache.rebuild-index", "cache.keygen", "cache.keys",
+    "cache.export", "cache.import",
+)  # fmt: skip
 OUTPUTS = ("text", "json")
+TARGETS = ("native", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 SDPA_BACKENDS = ("flash", "mem_efficient", "math")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 BATCH = "batch"
@@ -242,7 +242,9 @@ class CacheConfig:
     lock_timeout_s: float = steers(
         60.0, "how long the heartbeat of another process that compiles the same may stand still"
     )
-    on_miss: str = steers("compile", "compile, eager (serve eager), or fail (exit 9)")
+    on_miss: str = steers(
+        "compile", "compile, background (serve eager, and compile for the next run), eager, or fail (exit 9)"
+    )
     size_limit: str = steers("10 GiB", "what was used longest ago leaves when the store is larger")
     trust: str = steers("own", "own (what this user made), signed (by cache.keys), or none (whatever is there)")
     keys: list[str] = steers([], "public keys whose signatures count, 64 hex digits each")
@@ -353,7 +355,8 @@ class RuntimeConfig:
 class TaskConfig:
     """What `python -m app` does."""
 
-    name: str = steers("benchmark", "benchmark, or compile (only fill the cache)")
+    name: str = steers("benchmark", "one of " + ", ".join(TASKS))
+    requests: list[str] = steers([], "for warm: command lines such as 'model=cnn mode=max-autotune'")
 
     def __post_init__(self) -> None:
         choose("task.name", self.name, TASKS)
@@ -377,11 +380,15 @@ class Settings:
     measure: MeasureConfig = steers(MeasureConfig, "how it is measured")
     runtime: RuntimeConfig = steers(RuntimeConfig, "the serving process")
     device: str = factor("auto", "auto, cpu, cuda or cuda:N")
+    target: str = factor(
+        "native", "the processors it is for: native (those with this one's flags), or x86-64-v2 to v4"
+    )
     output: str = steers("text", "text (a table) or json (the record on standard output)")
     debug: bool = steers(False, "show tracebacks")
 
     def __post_init__(self) -> None:
         choose("output", self.output, OUTPUTS)
+        choose("target", self.target, TARGETS)
         if not (self.model.target or self.model.program):
             raise ConfigError(
                 "model.target is not given: name a callable that returns an nn.Module (package.module:name)"
@@ -394,6 +401,19 @@ class Settings:
         if self.mode.inductor.get("freezing", frozen) and not frozen:
             raise ConfigError("mode.inductor.freezing bakes the weights in: it can't go with weights=external")
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read back what `dataclasses.asdict` made of settings, in another process or at another time.
+
+        Raises:
+            ConfigError: it isn't that, or no longer valid.
+        """
+        try:
+            found: Self = structured.decode(cls, data)
+        except ValueError as error:
+            raise ConfigError(f"the settings can't be read: {error}") from error
+        return found
+
     @property
     def inductor_options(self) -> dict[str, Any]:
         """The Inductor options that the mode, the weights and the threads come to."""
@@ -404,7 +424,8 @@ class Settings:
         # Two ways in which Inductor bakes weights in even without freezing: tensors of up to 8 elements become code,
         # and the C++ GEMM template packs its weights while compiling.
         kept: dict[str, Any] = {"always_keep_tensor_constants": True, "max_autotune_gemm_backends": "ATEN,TRITON"}
-        return {"freezing": frozen, **({} if frozen else kept), **threads, **self.mode.inductor}
+        march = {} if self.target == "native" else {"cpp.march": self.target}
+        return {"freezing": frozen, **({} if frozen else kept), **threads, **march, **self.mode.inductor}
 
     def factors(self) -> dict[str, Any]:
         """The fields marked as factors, nested as the config is, with what they resolve to."""
@@ -431,100 +452,11 @@ def _factors(value: Any) -> Any:
     return value
 
 
-def _schema() -> DictConfig:
-    """The schema as OmegaConf wants it: frozen dataclasses compose only with the read-only flag cleared."""
-    schema: DictConfig = OmegaConf.structured(Settings)
-    _writable(schema)
-    for free in (schema.model.kwargs, schema.model.dims, schema.mode.inductor):
-        OmegaConf.set_struct(free, False)  # their keys are the user's, who need not write `+`
-    return schema
-
-
-def _writable(node: Any) -> None:
-    OmegaConf.set_readonly(node, None)
-    for name in range(len(node)) if isinstance(node, ListConfig) else node:
-        child = node._get_node(name)  # noqa: SLF001 - the public accessors resolve and lose the node
-        if OmegaConf.is_config(child):
-            _writable(child)
-
-
-def register() -> None:
-    """Put the schema where conf/config.yaml finds it, as `settings`."""
-    resolvers: dict[str, Callable[..., str]] = {
-        "cache_dir": _user_cache_dir,
-        "package_file": _package_file,
-        "unique": _unique,
-        "fields": lambda: "\n".join(_describe(Settings)),
-    }
-    for name, resolver in resolvers.items():
-        OmegaConf.register_new_resolver(f"app.{name}", resolver, replace=True, use_cache=name == "unique")
-    ConfigStore.instance().store(name="settings", node=_schema())
-
-
-def _user_cache_dir() -> str:
+def user_cache_dir() -> str:
+    """Where the user's own cache is unless the config says otherwise."""
     import platformdirs
 
     return str(Path(platformdirs.user_cache_dir("aot-app")) / "store")
-
-
-def _package_file(package: str, relative: str) -> str:
-    """A file inside an installed package, which isn't imported."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"the package {package} is not installed (pip install 'aot-app[minilm]')")
-    return str(Path(spec.submodule_search_locations[0]) / relative)
-
-
-def _describe(schema: Any, prefix: str = "") -> Iterator[str]:
-    """A help line for each field of the schema."""
-    hints = get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        hint, name = hints[field.name], f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(hint):
-            yield from _describe(hint, f"{name}.")
-            continue
-        yield f"  {name}: {field.metadata['help']}"
-        for element, place in ((InputConfig, "[]."), (DimConfig, ".NAME.")):
-            if element in get_args(hint):
-                yield from _describe(element, f"{name}{place}")
-
-
-def _unique() -> str:
-    """So that no two runs share a directory, not even two of the same second."""
-    return secrets.token_hex(3)
-
-
-def typed(config: DictConfig | Mapping[str, Any]) -> Settings:
-    """Turn a composed config into Settings.
-
-    Raises:
-        ConfigError: a value is of the wrong type, out of range, or not one of the choices.
-    """
-    try:
-        # as plain values: Hydra's `+key=...` opens the composed config, and the schema must still say no
-        plain = (
-            OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-            if isinstance(config, DictConfig)
-            else dict(config)
-        )
-        merged = OmegaConf.merge(_schema(), plain)
-        _writable(merged)
-        settings = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(explain(error)) from error
-    assert isinstance(settings, Settings)
-    return settings
-
-
-def explain(error: BaseException) -> str:
-    """What a config error says to a user: its first line, where it is, and what would be valid."""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    key = getattr(error, "full_key", None)
-    text = first if not key or str(key) in first else f"{key}: {first}"
-    owner = getattr(error, "object_type", None)
-    if isinstance(error, ConfigKeyError | AttributeError) and dataclasses.is_dataclass(owner):
-        text += f" (valid: {', '.join(field.name for field in dataclasses.fields(owner))})"
-    return text
 
 
 def resolve_callable(target: str, name: str) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ files of the place where the set was recorded.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.machinery
 import importlib.util
 import os
@@ -16,6 +17,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,10 @@ class Dependency:
     Attributes:
         kind: `module` (where is `top-level/relative path`), `file` (a path as it was opened), `setting` (a field
             of the model config that names a file or folder), or, for what was looked for and is not there,
-            `no-module` (a dotted name) and `no-file` (a path).
+            `no-module` (a dotted name) and `no-file` (a path). `covered` is a top-level module that the toolchain's
+            factors stand for, unless another shadows it; `anchor` is a place that absolute paths may be made from.
         where: The place, in the terms of its kind.
-        sha256: Digest of the content; empty for what is not there.
+        sha256: Digest of the content, of an anchor's path; empty for what is not there or is covered.
         stat: Device, inode, size, mtime and ctime in ns; empty where the file was too young to trust them.
     """
 
@@ -74,24 +77,16 @@ def named_files(settings: Settings) -> dict[str, Path]:
 
 def changed(recorded: Iterable[list[Any]], named: dict[str, Path]) -> str | None:
     """The first dependency that differs from what is there now, as a reason; None when all are unchanged."""
-    roots: dict[str, list[Path]] = {}
+    importable = _Importable()
     for kind, where, sha256, stat in recorded:
-        if kind in {"no-module", "no-file"}:
-            if _is_module(where, roots) if kind == "no-module" else Path(where).exists():
-                return f"{where} is there now"
+        if kind in _SURROUNDINGS:
+            said = _surroundings_changed(kind, where, sha256, importable)
+        elif kind == "module" and stat and _is_untouched(where, stat, importable):
             continue
-        path = _find(kind, where, named, roots)
-        if path is None:
-            return f"{where} is gone"
-        shown = where if "/" in where or kind == "setting" else path.name
-        if kind == "module" and path.suffix == ".py" and (path.with_suffix("") / "__init__.py").exists():
-            return f"{shown} is shadowed by a package of its name"
-        try:
-            path = path.resolve()
-            if stat != stat_of(path) and sha256 != sha256_of(path):
-                return f"{shown} changed"
-        except OSError as error:
-            return f"{shown} can't be read: {error.strerror}"
+        else:
+            said = _file_changed(kind, where, sha256, stat, _find(kind, where, named, importable))
+        if said is not None:
+            return said
     return None
 
 
@@ -102,43 +97,98 @@ def portable(recorded: Iterable[list[Any]]) -> list[list[Any]]:
 
 def retaken(recorded: Iterable[list[Any]], named: dict[str, Path]) -> list[list[Any]]:
     """The same with the stat tuples of this machine's files, where these have the recorded content."""
-    roots: dict[str, list[Path]] = {}
-    found = portable(recorded)
+    importable, found = _Importable(), portable(recorded)
     for number, (kind, where, sha256, _) in enumerate(found):
-        path = None if kind in {"no-module", "no-file"} else _find(kind, where, named, roots)
+        path = None if kind in _SURROUNDINGS else _find(kind, where, named, importable)
         with suppress(OSError):
             if path is not None and (taken := take(kind, where, path)).sha256 == sha256:
                 found[number] = taken.to_json()
     return found
 
 
-def _find(kind: str, where: str, named: dict[str, Path], roots: dict[str, list[Path]]) -> Path | None:
+def _surroundings_changed(kind: str, where: str, sha256: str, importable: _Importable) -> str | None:
+    match kind:
+        case "no-module" if _is_module(where, importable):
+            return f"{where} is there now"
+        case "no-file" if Path(where).exists():
+            return f"{where} is there now"
+        case "covered" if where in importable.early and not _all_covered(where, importable):
+            return f"{where} is shadowed by a module of its name"
+        case "anchor" if sha256 != _anchored(where, importable):
+            return f"{where} is another place now"
+    return None
+
+
+def _is_untouched(where: str, stat: Stat, importable: _Importable) -> bool:
+    """Whether a module's file is the one that was recorded, by its stat tuple: quickly, for there are hundreds."""
+    top, _, rest = where.partition("/")
+    if len(known := importable.roots(top)) != 1:
+        return False
+    path = f"{known[0]}/{rest}" if rest else str(known[0])
+    try:
+        found = os.stat(path)  # noqa: PTH116 - pathlib would cost more than the system call
+        same = stat == [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    except (OSError, ValueError):
+        return False
+    return same and not (path.endswith(".py") and os.path.exists(f"{path[:-3]}/__init__.py"))  # noqa: PTH110
+
+
+def _file_changed(kind: str, where: str, sha256: str, stat: Stat, path: Path | None) -> str | None:
+    if path is None:
+        return f"{where} is gone"
+    shown = where if "/" in where or kind == "setting" else path.name
+    if kind == "module" and path.suffix == ".py" and (path.with_suffix("") / "__init__.py").exists():
+        return f"{shown} is shadowed by a package of its name"
+    try:
+        path = path.resolve()
+        return f"{shown} changed" if stat != stat_of(path) and sha256 != sha256_of(path) else None
+    except OSError as error:
+        return f"{shown} can't be read: {error.strerror}"
+
+
+def _find(kind: str, where: str, named: dict[str, Path], importable: _Importable) -> Path | None:
     if kind == "setting":
         return named.get(where)
     if kind == "file":
         return Path(where)
     top, _, rest = where.partition("/")
-    return next((path for root in _known(top, roots) if (path := root / rest if rest else root).exists()), None)
+    return next((path for root in importable.roots(top) if (path := root / rest if rest else root).exists()), None)
 
 
-def _is_module(name: str, roots: dict[str, list[Path]]) -> bool:
+def _is_module(name: str, importable: _Importable) -> bool:
     """Whether a dotted name could be imported now; nothing is imported to find out."""
     top, *rest = name.split(".")
     if not rest:
-        return bool(_known(top, roots))
-    places = [root.joinpath(*rest) for root in _known(top, roots)]
+        return bool(importable.roots(top))
+    places = [root.joinpath(*rest) for root in importable.roots(top)]
     suffixes = (".py", *importlib.machinery.EXTENSION_SUFFIXES)
-    return any((place / "__init__.py").exists() or _has_suffix(place, suffixes) for place in places)
+    return any(place.is_dir() or _has_suffix(place, suffixes) for place in places)
 
 
 def _has_suffix(place: Path, suffixes: Iterable[str]) -> bool:
     return any(place.with_name(place.name + suffix).exists() for suffix in suffixes)
 
 
-def _known(top: str, roots: dict[str, list[Path]]) -> list[Path]:
-    if top not in roots:
-        roots[top] = _roots(top)
-    return roots[top]
+class _Importable:
+    """Where top-level modules would be imported from now; each is looked for once."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[Path]] = {}
+
+    def roots(self, top: str) -> list[Path]:
+        """The folders of a package, or the file of a module; empty where there is none."""
+        if top not in self._found:
+            self._found[top] = _roots(top)
+        return self._found[top]
+
+    @cached_property
+    def early(self) -> frozenset[str]:
+        """Names that could be found before the standard library's and torch's, which lie at the end of the path."""
+        places = [Path(place).resolve() for place in sys.path]
+        ends = [index for index, place in enumerate(places) if place in (_STDLIB, *_SITE)]
+        before = places[: max(ends, default=len(places))]
+        foreign = [place for place in before if not place.is_relative_to(_STDLIB) and place.is_dir()]
+        return frozenset(name.partition(".")[0] for place in foreign for name in os.listdir(place))  # noqa: PTH208
 
 
 def _roots(top: str) -> list[Path]:
@@ -154,10 +204,29 @@ def _roots(top: str) -> list[Path]:
     return [Path(spec.origin)] if spec.origin else []
 
 
+def _all_covered(top: str, importable: _Importable) -> bool:
+    return all(map(_covered, importable.roots(top)))
+
+
+def _anchored(name: str, importable: _Importable) -> str:
+    """The digest of a place: where packages are installed, the working directory, a variable's, or a module's."""
+    if name == _INSTALLED:
+        found = os.pathsep.join(map(str, _SITE))
+    elif name == ".":
+        found = str(Path.cwd())
+    elif name.startswith("$"):
+        found = os.environ.get(name.removeprefix("$"), "")
+    else:
+        found = os.pathsep.join(map(str, importable.roots(name)))
+    return hashlib.sha256(found.encode()).hexdigest()
+
+
 class Recorder:
     """What building a model read: every module loaded, every file opened, and what it looked for in vain.
 
-    Modules of the standard library and of torch are left out: the toolchain's factors cover them.
+    Modules of the standard library and of torch are covered by the toolchain's factors: only that they are the ones
+    found is recorded. The places that absolute paths may be made from are recorded with such a path: the copy of a
+    project, or another user, has files of its own there.
     """
 
     _active: Recorder | None = None
@@ -192,26 +261,33 @@ class Recorder:
     def dependencies(self, settings: Settings) -> list[Dependency]:
         """Everything recorded, each file once, with the files that the config names."""
         found = {path.resolve(): ("setting", name) for name, path in named_files(settings).items()}
-        roots: dict[str, list[Path]] = {}
-        for top, path in _module_files():
-            found.setdefault(path, _place(path, str(path), [top], roots))
-        tops = sorted({top for top, _ in _module_files()})
+        importable = _Importable()
+        modules = list(_module_files())
+        for top, path in modules:
+            found.setdefault(path, _place(path, str(path), [top], importable))
+        tops = sorted({top for top, _ in modules})
         missing = sorted(self._searched - sys.modules.keys())
         # a module whose own import failed was found all the same
-        absent = [Dependency("no-module", name, "") for name in missing if not _is_module(name, roots)]
+        absent = [Dependency("no-module", name, "") for name in missing if not _is_module(name, importable)]
         for text in sorted(self._opened):
             path = Path(text).resolve()
             if path.is_file() and not _covered(path):
-                found.setdefault(path, _place(path, text, tops, roots))
+                found.setdefault(path, _place(path, text, tops, importable))
             elif not path.exists() and not _covered(path):
                 absent.append(Dependency("no-file", text, ""))
-        return [take(kind, where, path) for path, (kind, where) in found.items()] + absent
+        files = [take(kind, where, path) for path, (kind, where) in found.items()]
+        paths = [Path(item.where) for item in [*files, *absent] if item.kind in {"file", "no-file"}]
+        installed = {_is_installed(path) for path in paths if path.is_absolute()}
+        places = ([_INSTALLED] if True in installed else []) + ([".", *_PLACES, *tops] if False in installed else [])
+        anchors = [Dependency("anchor", name, _anchored(name, importable)) for name in places]
+        covered = [Dependency("covered", top, "") for top in _covered_tops() if _all_covered(top, importable)]
+        return [*files, *absent, *anchors, *covered]
 
 
-def _place(path: Path, text: str, tops: Iterable[str], roots: dict[str, list[Path]]) -> tuple[str, str]:
+def _place(path: Path, text: str, tops: Iterable[str], importable: _Importable) -> tuple[str, str]:
     """Kind and place of a file: in terms of the imported package that it is a part of, if it is."""
     for top in tops:
-        for root in (root.resolve() for root in _known(top, roots)):
+        for root in (root.resolve() for root in importable.roots(top)):
             if path == root:
                 return "module", top
             if path.is_relative_to(root):
@@ -228,15 +304,29 @@ def _module_files() -> Iterator[tuple[str, Path]]:
                 yield name.partition(".")[0], path
 
 
+def _covered_tops() -> list[str]:
+    found = ((name, getattr(module, "__file__", None)) for name, module in sys.modules.items() if "." not in name)
+    return sorted(name for name, origin in found if isinstance(origin, str) and _covered(Path(origin).resolve()))
+
+
+def _is_installed(path: Path) -> bool:
+    return any(path.is_relative_to(place) for place in _SITE)
+
+
 def _covered(path: Path) -> bool:
     """Whether a factor of the toolchain, or nothing that lasts, stands for this file."""
-    in_stdlib = path.is_relative_to(_STDLIB) and not any(path.is_relative_to(place) for place in _SITE)
-    return path.suffix == ".pyc" or in_stdlib or any(path.is_relative_to(place) for place in _COVERED)
+    text = f"{path}/"
+    in_stdlib = text.startswith(f"{_STDLIB}/") and not _is_installed(path)
+    return path.suffix == ".pyc" or in_stdlib or text.startswith(_COVERED)
 
 
 _STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 _SITE = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]  # lies inside of it, often
-_COVERED = [*_roots("torch"), *map(Path, ("/proc", "/sys", "/dev"))]
+_SURROUNDINGS = frozenset(("no-module", "no-file", "covered", "anchor"))  # what is no file
+_INSTALLED = "site-packages"
+# Variables that reach the compile worker and say where a user's files are.
+_PLACES = ("$HOME", "$XDG_CACHE_HOME", "$TORCH_HOME", "$HF_HOME")
+_COVERED = (*(f"{place}/" for place in _roots("torch")), "/proc/", "/sys/", "/dev/")
 
 
 def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:

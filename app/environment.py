@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,80 @@ def resolve_device(asked: str) -> str:
     return device
 
 
-def target(device: str) -> dict[str, Any]:
-    """What the machine code is for: the full flag set of the processor, and the GPU's architecture."""
-    found: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "flags": cpu_flags()}
+# The x86-64 psABI's levels as Linux names their flags; each includes the one before. How libraries that look at the
+# processor themselves are kept to a level while they pack weights for it.
+LEVELS = {
+    "x86-64-v2": "cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3",
+    "x86-64-v3": "abm avx avx2 bmi1 bmi2 f16c fma movbe xsave",
+    "x86-64-v4": "avx512bw avx512cd avx512dq avx512f avx512vl",
+}
+LIMITS = {
+    "x86-64-v2": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+    },
+    "x86-64-v3": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "x86-64-v4": {
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+    },
+}
+
+
+def flags_of(level: str) -> list[str]:
+    """The processor flags that code for a target needs; for `native`, all that there are here."""
+    if level == "native":
+        return cpu_flags()
+    names = list(LEVELS)
+    return sorted(" ".join(LEVELS[name] for name in names[: names.index(level) + 1]).split())
+
+
+def lacks(target: Mapping[str, Any]) -> str | None:
+    """Why machine code for a target can't run on this processor, or None; a missing instruction ends the process."""
+    if (here := platform.machine()) != target["machine"]:
+        return f"it is for {target['machine']}, this is {here}"
+    missing = sorted(set(target["flags"]) - set(cpu_flags()))
+    return f"this processor lacks {', '.join(missing[:6])}" if missing else None
+
+
+def target(device: str, level: str = "native") -> dict[str, Any]:
+    """What the machine code is for: the flags of the processor, and the GPU's architecture.
+
+    Raises:
+        ConfigError: this processor has not all that the level needs, so that nothing could be verified.
+    """
+    found: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "flags": flags_of(level)}
+    if (why := lacks(found)) is not None:
+        raise ConfigError(f"target={level}: {why}; compile it on one that has it")
     kind, _, index = device.partition(":")
     if kind == "cuda":
         found["gpu"] = gpus()[int(index)]
+    return found
+
+
+NETWORK_FILESYSTEMS = frozenset(
+    ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs")
+) | {"fuse.glusterfs", "fuse.sshfs", "fuse.s3fs"}
+
+
+def filesystem_of(path: Path, mounts: str | None = None) -> str:
+    """The type of the file system that a path lies on, like `ext4`; `unknown` where the system doesn't tell.
+
+    Args:
+        path: An absolute path; it need not exist.
+        mounts: The mount table, in the form of /proc/self/mounts, instead of this process's.
+    """
+    try:
+        table = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace") if mounts is None else mounts
+    except OSError:
+        return "unknown"
+    found, longest = "unknown", -1
+    for fields in (line.split() for line in table.splitlines()):
+        place = re.sub(r"\\(\d{3})", lambda code: chr(int(code.group(1), 8)), fields[1])  # \040 is a space
+        if path.resolve().is_relative_to(place) and len(place) >= longest:
+            found, longest = fields[2], len(place)
     return found
 
 

@@ -87,3 +87,31 @@ class InputError(AppError, ValueError):
     """A call's input doesn't match the artifact's input spec; the message names the input."""
 
     stage = "call"
+
+
+class SweepError(AppError):
+    """Some of many jobs failed; what was finished is kept."""
+
+    stage = "sweep"
+    exit_code = 4
+
+
+class CorruptError(AppError):
+    """`task=cache.verify` found bytes that are not what the manifest says."""
+
+    stage = "cache"
+    exit_code = 6
+
+
+class UntrustedError(AppError):
+    """`task=cache.verify` found objects that nobody who is trusted vouches for."""
+
+    stage = "cache"
+    exit_code = 7
+
+
+class UnreadableError(AppError):
+    """`task=cache.verify` found objects that this user may not read."""
+
+    stage = "cache"
+    exit_code = 8

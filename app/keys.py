@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .config import Settings
@@ -63,7 +64,7 @@ class Key:
 
     factors: Mapping[str, Any]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """64 hex digits."""
         return digest(self.factors)
@@ -96,6 +97,8 @@ def _short(text: str | None) -> str:
     if text is None:
         return "nothing"
     shown = str(json.loads(text)) if text.startswith('"') else text
+    if len(shown) == 64 and set(shown) <= set("0123456789abcdef"):
+        return shown[:8]
     return shown if len(shown) <= 60 else shown[:40] + "…" + hashlib.sha256(shown.encode()).hexdigest()[:8]
 
 
@@ -116,7 +119,7 @@ def request_key(settings: Settings, device: str) -> Key:
         **config,
         "device": device.partition(":")[0],
         "toolchain": {**toolchain(), "python": python_version()},
-        "target": target(device),
+        "target": target(device, settings.target),
     }
     try:
         canonical(factors)

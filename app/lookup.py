@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import dependencies
+from . import dependencies, environment
 from .config import CacheConfig
 from .keys import Key
 from .record import Outcome
 from .store import Artifact, Corrupt, Hit, Miss, Store, Trust
 
 _RECENT = "recent"
+ANSWERS = "answers"
+MAX_DIFFERENCES = 6
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,14 @@ class NotFound:
     reasons: list[str] = field(default_factory=list)
 
 
+def trust_of(cache: CacheConfig) -> Trust:
+    """Whose artifacts the config trusts."""
+    return Trust(cache.trust, tuple(cache.keys), Path(cache.signing_key).expanduser() if cache.signing_key else None)
+
+
 def open_store(cache: CacheConfig, root: Path, *, readonly: bool) -> Store:
     """The store at `root`, with the trust and the limit that the config gives it."""
-    key = Path(cache.signing_key).expanduser() if cache.signing_key else None
-    trust = Trust(cache.trust, tuple(cache.keys), key)
-    return Store(root, readonly=readonly, trust=trust, size_limit=cache.size_limit_bytes)
+    return Store(root, readonly=readonly, trust=trust_of(cache), size_limit=cache.size_limit_bytes)
 
 
 def find(store: Store, request: Key, named: dict[str, Path]) -> Found | NotFound:
@@ -88,6 +95,8 @@ def open_objects(
                 return NotFound([f"the artifact is gone: {reason}"])
             case Corrupt(_, reason):
                 return NotFound([f"the artifact was damaged and is quarantined: {reason}"])
+    if (why := environment.lacks(opened["objects"].manifest.factors["target"])) is not None:
+        return NotFound([f"the artifact can't run here: {why}"])
     return Found(outcome, opened["objects"], opened.get("weights"))
 
 
@@ -100,18 +109,58 @@ def objects_of(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
 def remember(store: Store, request: Key, entry: Mapping[str, Any], model: str) -> None:
     """Write a direct entry, and the request among the recent ones, which explain later misses."""
     store.remember(request.digest, dict(entry))
-    store.remember(_RECENT, {"model": model, "factors": dict(request.factors)})
+    store.remember(_RECENT, {"model": model, "factors": dict(request.factors), "at": time.time()})
+
+
+def count(store: Store, outcome: Outcome, reasons: Sequence[str], seconds_saved: float) -> None:
+    """Add one answer to the counts that `task=cache.stats` shows."""
+
+    def add(known: Any) -> Any:
+        counts: Any = known if isinstance(known, dict) else {"outcomes": {}, "misses": {}, "seconds_saved": 0.0}
+        counts["outcomes"][outcome] = counts["outcomes"].get(outcome, 0) + 1
+        if outcome == "miss":
+            kind = _kind(reasons[0] if reasons else "")
+            counts["misses"][kind] = counts["misses"].get(kind, 0) + 1
+        counts["seconds_saved"] += seconds_saved
+        return counts
+
+    store.change_note(ANSWERS, add)
+
+
+def _kind(reason: str) -> str:
+    """A reason without its values: `mode.inductor.max_autotune`, `model.py changed`."""
+    return re.sub(r" .* -> .*| \(nearest: .*", "", reason)[:80]
+
+
+def nearest(key: Key, known: Iterable[tuple[str, Mapping[str, Any], float | None]]) -> list[str]:
+    """What differs from the most similar of the `known`: model, factors, and Unix time."""
+    compared = [(key.diff(factors), model, at) for model, factors, at in known]
+    if not compared:
+        return ["there is nothing to compare with"]
+    differences, model, at = min(compared, key=lambda item: len(item[0]))
+    target = [text for text in differences if text.startswith("model.target ")]
+    shown = target or differences[:MAX_DIFFERENCES] or ["its entry was dropped"]
+    if (hidden := len(differences) - len(shown)) > 0:
+        shown = [*shown[:-1], f"{shown[-1]}, and {hidden} more"]
+    age = f", {ago(time.time() - at)}" if at is not None else ""
+    return [*shown[:-1], f"{shown[-1]} (nearest: {model}{age})"]
+
+
+def ago(seconds: float) -> str:
+    """Like `2 h ago`."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return "just now"
 
 
 def _explain(store: Store, request: Key) -> list[str]:
     """What differs from the nearest recent request."""
     recent = [
-        (request.diff(entry["factors"]), entry.get("model"))
+        (str(entry.get("model")), entry["factors"], entry.get("at"))
         for entry in store.entries(_RECENT)
         if isinstance(entry.get("factors"), dict)
     ]
     if not recent:
-        return ["the cache is empty"]
-    differences, model = min(recent, key=lambda item: len(item[0]))
-    *others, last = differences or ["its entry was dropped"]
-    return [*others, f"{last} (nearest: {model})"]
+        return ["no earlier request is known" if any(store.manifests()) else "the cache is empty"]
+    return nearest(request, recent)

@@ -12,7 +12,7 @@ from .acquire import acquire, demand, load, opened
 from .benchmark import benchmark, measure_memory
 from .context import Context
 from .dependencies import named_files
-from .errors import AppError
+from .errors import AppError, LoadError
 from .fallback import COMPILED, EAGER, step_down
 from .lookup import Found
 from .store import Store
@@ -37,13 +37,29 @@ def run(context: Context) -> None:
         context.record.rung = EAGER
     else:
         with falling_back(context), opened(context) as store:
-            found = acquire(context, store)
+            compiled = obtain(context, store)
             context.record.rung = COMPILED
-            if context.settings.task.name == "benchmark":
-                compiled = ready(context, store, found)
     if context.settings.task.name == "benchmark":
         benchmark(context, compiled)
     measure_memory(context)
+
+
+def obtain(context: Context, store: Store) -> CompiledModel | None:
+    """The artifact, found or compiled; for a benchmark loaded and compared.
+
+    Another process may remove an artifact between finding and loading it: then it was a miss after all, once.
+    """
+    for is_last in (False, True):
+        found = acquire(context, store)
+        if context.settings.task.name != "benchmark":
+            return None
+        try:
+            return ready(context, store, found)
+        except LoadError:
+            if is_last or found.artifact.path.exists():
+                raise
+            context.warn(f"the artifact {found.artifact.digest[:12]} vanished before it was loaded: looking again")
+    return None
 
 
 def ready(context: Context, store: Store, found: Found) -> CompiledModel:

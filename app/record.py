@@ -1,22 +1,24 @@
 """Record: one run as versioned JSON. Users and scripts rely on its field names: extend, don't rename."""
 
-import dataclasses
 import json
-import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Self
 
-from . import __version__
+from . import __version__, structured
 from .errors import OutputError
 from .measure.statistics import Latency
 
 SCHEMA = 1
 
 Outcome = Literal["direct-hit", "graph-hit", "remote-hit", "miss", "off"]
+
+
+def now() -> str:
+    """ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class Record:
     throughput_per_s: dict[str, float] | None = None
     memory: Memory | None = None
     monitor: dict[str, Any] | None = None
+    result: list[dict[str, Any]] | None = None
     environment: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
     run_dir: str | None = None
@@ -143,7 +146,7 @@ class Record:
         Raises ValueError for NaN and infinity, TypeError for what else JSON can't hold; both name the field.
         The text is ASCII, so that a command-line argument that was no valid UTF-8 can be written too.
         """
-        return json.dumps(_encode(self, ""), indent=2, allow_nan=False) + "\n"
+        return json.dumps(structured.encode(self), indent=2, allow_nan=False) + "\n"
 
     def save(self, path: Path) -> None:
         """Write the record so that a reader finds all of it or nothing, even after a crash."""
@@ -171,7 +174,7 @@ class Record:
         try:
             content = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
             _check_schema(content)
-            record: Self = _decode(cls, content, "")
+            record: Self = structured.decode(cls, content)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         return record
@@ -187,55 +190,3 @@ def _check_schema(content: Any) -> None:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _encode(value: Any, where: str) -> Any:
-    """Dataclasses, mappings and sequences as what `json` writes; `where` names the field for the error."""
-    if dataclasses.is_dataclass(value):
-        value = {_json_name(item): getattr(value, item.name) for item in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _encode(item, _join(where, str(key))) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} is {value}, which JSON has no number for")
-    if not isinstance(value, str | int | float | NoneType):
-        raise TypeError(f"{where} is of type {type(value).__name__}, which JSON can't hold")
-    return value
-
-
-def _decode(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint`, one of those that the dataclasses above use."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is UnionType:  # always `... | None` here
-        return None if value is None else _decode(arguments[0], value, where)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return _decode_fields(hint, value, where)
-    if origin is list and isinstance(value, list):
-        return [_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if origin is dict and isinstance(value, dict):
-        return {key: _decode(arguments[1], item, _join(where, key)) for key, item in value.items()}
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint is Any or hint is type(value) or (origin is Literal and value in arguments):
-        return value
-    expected = " or ".join(arguments) if origin is Literal else hint.__name__
-    raise ValueError(f"{where} is {json.dumps(value)[:60]}, not {expected}")
-
-
-def _decode_fields(cls: Any, content: dict[str, Any], where: str) -> Any:
-    hints, values = get_type_hints(cls), {}
-    for item in dataclasses.fields(cls):
-        name = _json_name(item)
-        if name not in content:
-            raise ValueError(f"{_join(where, name)} is missing")
-        values[item.name] = _decode(hints[item.name], content[name], _join(where, name))
-    return cls(**values)
-
-
-def _json_name(item: dataclasses.Field[Any]) -> str:
-    return item.name.rstrip("_")  # `from` is a keyword
-
-
-def _join(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name

@@ -44,7 +44,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from app import dependencies, lookup
 from app.cli import config_dir
-from app.config import register, typed
+from app.compose import register, typed
 from app.keys import request_key
 from app.store import Store
 register()

@@ -23,7 +23,8 @@ from rich.console import Console
 
 from app.acquire import acquire, load, opened
 from app.cli import config_dir
-from app.config import Settings, register, typed
+from app.compose import register, typed
+from app.config import Settings
 from app.context import Context
 from app.lookup import Found
 from app.progress import Phases

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import subprocess
 import types
@@ -17,6 +18,8 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from app import cli, config, environment
+from app import compose as composition
+from app.compose import typed
 from app.config import (
     CacheConfig,
     DimConfig,
@@ -27,7 +30,6 @@ from app.config import (
     factor,
     resolve_callable,
     steers,
-    typed,
 )
 from app.errors import ConfigError
 from app.keys import request_key
@@ -43,7 +45,7 @@ MODEL = {"target": "m:f", "inputs": [{"name": "x", "shape": ["batch", 4]}]}
 def compose(*overrides):
     """The config that a command line with these overrides gives."""
     GlobalHydra.instance().clear()
-    config.register()
+    composition.register()
     with hydra.initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
         return hydra.compose("config", overrides=list(overrides))
 
@@ -184,7 +186,7 @@ def test_two_runs_of_the_same_second_get_different_directories():
     folders = set()
     for _ in range(3):
         GlobalHydra.instance().clear()
-        config.register()
+        composition.register()
         with hydra.initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
             folders.add(hydra.compose("config", return_hydra_config=True).hydra.run.dir)
     assert len(folders) == 3
@@ -195,6 +197,7 @@ def test_settings_survive_the_way_to_the_worker():
     settings = settings_from("model=transformer", "mode=max-autotune", "+model.dims.batch={max: 64}")
     assert settings.model.ranges["batch"] == DimConfig(1, 64, 4)
     assert typed(dataclasses.asdict(settings)) == settings
+    assert Settings.from_json(json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
 
 
 # Wrong values
@@ -218,7 +221,7 @@ def test_settings_survive_the_way_to_the_worker():
         ({"precision": {"floor": math.nan}}, ["precision.floor=nan", "zero or more"]),
         ({"weights": {"placement": "disk"}}, ["weights.placement='disk'", "frozen, external"]),
         ({"fallback": {"on_compile": "ignore"}}, ["fallback.on_compile='ignore'", "warn, raise"]),
-        ({"cache": {"on_miss": "cry"}}, ["cache.on_miss='cry'", "compile, eager, fail"]),
+        ({"cache": {"on_miss": "cry"}}, ["cache.on_miss='cry'", "compile, background, eager, fail"]),
         ({"cache": {"size_limit": "10 apples"}}, ["cache.size_limit='10 apples'", "10 GiB"]),
         ({"cache": {"trust": "blind"}}, ["cache.trust='blind'", "own, signed, none"]),
         ({"cache": {"trust": "signed", "keys": ["ab"]}}, ["cache.keys='ab'", "64 hex digits"]),
@@ -281,8 +284,8 @@ def test_hydras_plus_does_not_smuggle_an_unknown_key_past_the_schema():
 def test_a_wrong_type_on_the_command_line_stops_composition():
     with pytest.raises(ConfigCompositionException) as caught:
         compose("measure.warmup=x")
-    assert "measure.warmup" in config.explain(caught.value.__cause__)
-    assert "Integer" in config.explain(caught.value.__cause__)
+    assert "measure.warmup" in composition.explain(caught.value.__cause__)
+    assert "Integer" in composition.explain(caught.value.__cause__)
 
 
 @pytest.mark.parametrize("weights", ["external"])
@@ -335,6 +338,7 @@ OTHERS = {
     "output": "json",
     "batch_sizes": [2, 3],
     "model.target": "m:other",
+    "target": "x86-64-v2",
     "depends_on": ["b"],
     "environment": ["TWO"],
     "threads": 3,

@@ -110,7 +110,7 @@ def child(code, project, *arguments, given=None):
         text=True,
         check=False,
         timeout=60,
-        env={**os.environ, "PYTHONPATH": str(project)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(project), os.environ.get("PYTHONPATH")]))},
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -153,7 +153,7 @@ def test_the_standard_library_and_torch_are_left_to_the_toolchains_factors(proje
     with (project / "shop" / "model.py").open("a") as file:
         file.write("import torch\n")
     tops = {where.partition("/")[0] for kind, where, _, _ in record(project) if kind == "module"}
-    assert tops >= {"shop", "single", "app", "omegaconf"}
+    assert tops >= {"shop", "single", "app", "numpy"}
     assert not tops & {"torch", "json", "wave", "random", "pathlib", "os", "encodings"}
     files = [where for kind, where, _, _ in record(project) if kind == "file"]
     assert not [path for path in files if path.startswith(("/proc", "/sys", "/dev")) or path.endswith(".pyc")]
@@ -255,6 +255,37 @@ def test_a_settled_file_that_changed_without_its_size_or_time_is_found(tmp_path,
     assert changed(recorded, {}) == f"{path} changed"
 
 
+def test_a_copy_of_the_project_is_not_answered_by_the_first_ones_files(project, tmp_path):
+    recorded = record(project)
+    assert ask(project, recorded) is None
+    copy = tmp_path / "moved"
+    shutil.copytree(project, copy)
+    (copy / "beside.txt").write_text("another\n")
+    assert "another place" in ask(copy, recorded)
+
+
+@pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME"])
+def test_another_users_files_are_not_taken_for_the_first_ones(project, monkeypatch, variable):
+    recorded = record(project)
+    monkeypatch.setenv(variable, str(project))
+    assert ask(project, recorded) == f"${variable} is another place now"
+
+
+def test_a_project_that_reads_its_own_packages_only_hits_from_anywhere(project):
+    text = (project / "shop" / "model.py").read_text().partition("    open(")[0]
+    (project / "shop" / "model.py").write_text(text)
+    recorded = record(project)
+    assert not [item for item in recorded if item[0] == "anchor"]
+    assert ask(project, recorded) is None
+
+
+def test_a_module_that_shadows_the_standard_librarys_is_a_change(project):
+    recorded = record(project)
+    assert ["covered", "wave", "", []] in recorded
+    (project / "wave.py").write_text("WAVE_FORMAT_PCM = 2\n")
+    assert ask(project, recorded) == "wave is shadowed by a module of its name"
+
+
 # Settings
 
 
@@ -326,6 +357,16 @@ def test_a_module_that_was_searched_in_vain_and_appears_is_a_change(tmp_path, mo
     assert changed(absent, {}) is None
     (tmp_path / "surely_not_installed_yet.py").write_text("")
     assert changed(absent, {}) == "surely_not_installed_yet is there now"
+
+
+def test_a_folder_that_now_imports_as_a_namespace_is_a_change(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "spaced").mkdir()
+    (tmp_path / "spaced" / "__init__.py").write_text("")
+    absent = [["no-module", "spaced.extra", "", []]]
+    assert changed(absent, {}) is None
+    (tmp_path / "spaced" / "extra").mkdir()
+    assert changed(absent, {}) == "spaced.extra is there now"
 
 
 def test_a_file_that_was_opened_in_vain_and_appears_is_a_change(tmp_path):

@@ -141,3 +141,15 @@ def test_a_record_names_machine_and_toolchain():
 def test_a_distribution_that_is_not_installed_has_no_version():
     assert environment.installed("no-such-distribution-at-all") is None
     assert environment.installed("pytest") == pytest.__version__
+
+
+def test_each_level_needs_all_that_the_one_before_needs():
+    levels = [set(environment.flags_of(level)) for level in environment.LEVELS]
+    assert levels[0] < levels[1] < levels[2]
+    assert environment.LIMITS.keys() == environment.LEVELS.keys()
+
+
+def test_a_level_that_this_processor_lacks_is_a_config_error(monkeypatch):
+    monkeypatch.setattr(environment, "cpu_flags", lambda: ["sse2"])
+    with pytest.raises(ConfigError, match=r"target=x86-64-v3: this processor lacks abm, avx"):
+        environment.target("cpu", "x86-64-v3")

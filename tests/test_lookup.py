@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import time
+
 import pytest
 
 from app import lookup
@@ -10,6 +13,7 @@ from app.keys import Key, digest
 from app.lookup import Found, NotFound, find, open_objects, remember
 from app.store import Store
 
+FACTORS = {"target": {"machine": platform.machine(), "flags": []}}
 REQUEST = Key({"toolchain": {"torch": "2.13.0"}, "mode": {"inductor": {"freezing": True}}})
 
 
@@ -30,7 +34,7 @@ def publish(store, name, kind="objects", data=b"code"):
     with store.staging() as folder:
         (folder / "model.so").write_bytes(data)
         return store.publish(
-            kind, digest(name), folder, factors={}, content={}, verified={}, provenance={}, requests=[]
+            kind, digest(name), folder, factors=FACTORS, content={}, verified={}, provenance={}, requests=[]
         )
 
 
@@ -59,7 +63,7 @@ def test_the_entry_survives_a_rebuilt_index(store, source):
     with store.staging() as folder:
         (folder / "model.so").write_bytes(b"code")
         artifact = store.publish(
-            "objects", digest("a"), folder, factors={}, content={}, verified={}, provenance={},
+            "objects", digest("a"), folder, factors=FACTORS, content={}, verified={}, provenance={},
             requests=[{"request": REQUEST.digest, "entry": entry("a", source)}],
         )  # fmt: skip
     store.rebuild_index()
@@ -165,7 +169,7 @@ def test_a_miss_names_what_differs_from_the_nearest_request(store, source):
     near = Key({"toolchain": {"torch": "2.12.0"}, "mode": {"inductor": {"freezing": True}}})
     remember(store, near, entry("near", source), "near-model")
     remember(store, far, entry("far", source), "far-model")
-    assert find(store, REQUEST, {}) == NotFound(["toolchain.torch 2.12.0 -> 2.13.0 (nearest: near-model)"])
+    assert find(store, REQUEST, {}) == NotFound(["toolchain.torch 2.12.0 -> 2.13.0 (nearest: near-model, just now)"])
 
 
 def test_every_factor_that_differs_is_named(store, source):
@@ -173,7 +177,7 @@ def test_every_factor_that_differs_is_named(store, source):
     remember(store, far, entry("far", source), "far")
     assert find(store, REQUEST, {}).reasons == [
         "mode.inductor.freezing false -> true",
-        "toolchain.torch 2.11.0 -> 2.13.0 (nearest: far)",
+        "toolchain.torch 2.11.0 -> 2.13.0 (nearest: far, just now)",
     ]
 
 
@@ -181,6 +185,37 @@ def test_a_request_that_was_seen_but_whose_entry_is_lost_says_so(store, source):
     remember(store, Key({**REQUEST.factors, "x": 1}), entry("a", source), "shop")
     store.remember(lookup._RECENT, {"model": "shop", "factors": dict(REQUEST.factors)})
     assert find(store, REQUEST, {}) == NotFound(["its entry was dropped (nearest: shop)"])
+
+
+def test_the_nearest_request_has_an_age(store):
+    factors = {**REQUEST.factors, "x": 1}
+    store.remember(lookup._RECENT, {"model": "shop", "factors": factors, "at": time.time() - 2.1 * 3600})
+    assert find(store, REQUEST, {}).reasons == ["x 1 -> nothing (nearest: shop, 2 h ago)"]
+
+
+def test_another_model_is_named_and_its_many_differences_only_counted(store, source):
+    other = Key({"model": {"target": "m:other", **{f"field{n}": n for n in range(9)}}})
+    remember(store, other, entry("other", source), "other")
+    request = Key({"model": {"target": "m:mine", **{f"field{n}": -n for n in range(9)}}})
+    (reason,) = find(store, request, {}).reasons
+    assert reason == "model.target m:other -> m:mine, and 8 more (nearest: other, just now)"
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [({"machine": "riscv64"}, "it is for riscv64"), ({"flags": ["avx1024"]}, "this processor lacks avx1024")],
+)
+def test_machine_code_that_this_processor_lacks_is_a_miss_with_the_reason(store, source, target, told):
+    with store.staging() as folder:
+        (folder / "model.so").write_bytes(b"code")
+        store.publish(
+            "objects", digest("a"), folder, factors={"target": {**FACTORS["target"], **target}}, content={}, verified={},
+            provenance={}, requests=[],
+        )  # fmt: skip
+    remember(store, REQUEST, entry("a", source), "shop")
+    (reason,) = find(store, REQUEST, {}).reasons
+    assert reason.startswith("the artifact can't run here: ")
+    assert told in reason
 
 
 @pytest.mark.parametrize("broken", [{}, {"factors": 5, "model": "x"}, {"model": "x"}], ids=str)

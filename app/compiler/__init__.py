@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import selectors
 import shutil
@@ -19,11 +20,14 @@ from typing import Any, BinaryIO
 
 from .. import errors
 from ..config import Settings
-from ..environment import compiler, torch_version
+from ..environment import LIMITS, compiler, torch_version
 from ..errors import AppError, CompileError
+from ..files import sha256_of
 from ..keys import Key, digest
 from ..record import Outcome
 from .worker import ARTIFACT, WEIGHTS_FOLDER
+
+logger = logging.getLogger(__name__)
 
 # Everything else in the caller's environment can't reach the generated code. Where things are, and nothing that
 # Inductor reads as an option.
@@ -83,6 +87,7 @@ def compile_in_worker(
     log: Path,
     on_phase: Callable[[str], None],
     on_object: Callable[[str], None],
+    only_export: bool = False,
 ) -> Compiled:
     """Build, export, compile and verify in a worker process.
 
@@ -97,15 +102,15 @@ def compile_in_worker(
         on_phase: Called with the name of each phase as it begins.
         on_object: Called with the object's digest before the store is searched for it; the worker waits meanwhile,
             outside of its time limit.
+        only_export: Compile nothing; a `miss` then has no artifact.
 
     Raises:
         AppError: as the worker raised it; CompileError where it crashed, was killed, or outlasted
             `compile.timeout_s`.
     """
     private = staging / "inductor"
-    warm = scratch / digest([torch_version()["version"], compiler()])[:16]
-    if warm.is_dir():
-        shutil.copytree(warm, private)
+    probes = digest([torch_version()["version"], compiler(), settings.target])[:16]
+    warm = _copy_probes(scratch, probes, private)
     message = {
         "settings": dataclasses.asdict(settings),
         "factors": request.factors,
@@ -113,13 +118,15 @@ def compile_in_worker(
         "staging": str(staging),
         "store": str(store),
         "debug": settings.debug,
+        "only_export": only_export,
     }
     allowed = (*ALLOWED_ENVIRONMENT, *settings.model.environment)
     environment = {name: os.environ[name] for name in allowed if name in os.environ}
     environment |= {"TORCHINDUCTOR_CACHE_DIR": str(private), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= LIMITS.get(settings.target, {})
     result = _Worker(message, environment, log, on_phase, on_object).run(settings.compile.timeout_s)
-    if not warm.exists():
-        _keep_probes(private, warm)
+    if not warm:
+        _keep_probes(scratch, probes, private)
     artifact, weights = staging / ARTIFACT, staging / WEIGHTS_FOLDER
     return Compiled(
         **result,
@@ -128,15 +135,34 @@ def compile_in_worker(
     )
 
 
-def _keep_probes(private: Path, warm: Path) -> None:
+def _copy_probes(scratch: Path, name: str, private: Path) -> bool:
+    """Copy the probes that were kept under a name; whether there were any. Damaged ones are thrown away.
+
+    Inductor would take a broken probe for a missing instruction set, and compile slow code under the same key.
+    """
+    for kept in scratch.glob(f"{name}-*"):
+        try:
+            if kept.name == f"{name}-{sha256_of(kept)}":
+                shutil.copytree(kept, private)
+                return True
+        except OSError:  # no room for a copy, say: it only saves time
+            logger.warning("cache: can't copy %s: probing compiler and processor again", kept)
+            shutil.rmtree(private, ignore_errors=True)
+            continue
+        logger.warning("cache: %s is damaged: probing compiler and processor again", kept)
+        shutil.rmtree(kept, ignore_errors=True)
+    return False
+
+
+def _keep_probes(scratch: Path, name: str, private: Path) -> None:
     """Keep what Inductor found out about compiler and processor (some 10 s), from a finished worker only.
 
-    A worker that is killed leaves half-written probes, and Inductor takes a broken probe for a missing instruction
-    set: so no two workers ever share a folder, and only a whole one is renamed into place.
+    A worker that is killed leaves half-written probes: so no two workers ever share a folder, and only a whole one
+    is renamed into place, under the digest of what is in it.
     """
     with contextlib.suppress(OSError):  # it only saves time
-        warm.parent.mkdir(parents=True, exist_ok=True)
-        private.rename(warm)
+        scratch.mkdir(parents=True, exist_ok=True)
+        private.rename(scratch / f"{name}-{sha256_of(private)}")
 
 
 class _Worker:

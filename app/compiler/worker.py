@@ -127,11 +127,11 @@ def _work(request: Mapping[str, Any], events: TextIO, answers: SimpleQueue[str])
     def phase(name: str) -> None:
         _send(events, {"event": "phase", "name": name})
 
-    from ..config import typed
+    from ..config import Settings
     from ..lookup import open_store
     from ..store import Hit
 
-    settings, device, staging = typed(request["settings"]), request["device"], Path(request["staging"])
+    settings, device, staging = Settings.from_json(request["settings"]), request["device"], Path(request["staging"])
     made = prepare(settings, request["factors"], device, phase)
     from . import lower
 
@@ -150,6 +150,8 @@ def _work(request: Mapping[str, Any], events: TextIO, answers: SimpleQueue[str])
         "provenance": {},
         "cases": [],
     }
+    if request["only_export"]:
+        return {**result, "content": {}}
     if isinstance(found, Hit):
         folder, content = found.artifact.path, found.artifact.manifest.content
     else:

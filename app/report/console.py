@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 import textwrap
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +26,7 @@ MAX_WARNINGS = 4  # a noisy machine has one for every figure
 SHORTEST_PHASE_S = 1e-3
 STYLES = {"failed": "bold red", "fallback": "yellow", "warning": "yellow"}
 LABEL_WIDTH = 10
+LONGEST_CELL = 200
 NARROWEST = 40
 SEPARATOR = " · "
 # `textwrap` leaves a number and its unit together with it; it is printed as a plain space.
@@ -33,6 +35,9 @@ NBSP = "\N{NO-BREAK SPACE}"
 
 def render(record: Record, console: Console) -> None:
     """Print the run's figures, or, when it failed, only the stage and the reason."""
+    if record.result is not None:
+        _print_rows(record.result, console)
+        return
     if record.status == "failed":
         error = record.error
         reason = f"at {error.stage}: {error.message}" if error else "for an unknown reason"
@@ -47,6 +52,49 @@ def render(record: Record, console: Console) -> None:
     console.print()
     for label, text in _notes(record):
         _print_note(console, label, text)
+
+
+def _print_rows(rows: list[dict[str, Any]], console: Console) -> None:
+    """What a task found: several rows as a table, one as a list of its fields, none as such."""
+    if not rows:
+        _print_line(console, Text("nothing"))
+    if len(rows) == 1:
+        for name, value in _flat(rows[0]):
+            _print_note(console, f"{name} ", value)
+    if len(rows) > 1:
+        plain = [name for name in rows[0] if not any(isinstance(row[name], dict | list) for row in rows)]
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+        for name in plain:
+            table.add_column(name.replace("_", " "), overflow="fold", justify="right" if name == "bytes" else "left")
+        for row in rows:
+            table.add_row(*(Text(_cell(name, row[name])) for name in plain))
+        console.print(table)
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, _cell(name.rpartition(".")[2], value)
+
+
+def _cell(name: str, value: Any) -> str:
+    """A value as a reader wants it; long ones are in the record, and in full with `output=json`."""
+    text = str(value)
+    if value is None or value == {}:
+        text = "-"
+    elif name in {"digest", "object"}:
+        text = text[:12]
+    elif name in {"bytes", "size_limit_bytes"}:
+        text = f"{value / 1e6:,.1f} MB"
+    elif name == "last_used":
+        text = datetime.fromtimestamp(value, UTC).isoformat(" ", "minutes")[:16]
+    elif isinstance(value, bool):
+        text = "yes" if value else "no"
+    elif isinstance(value, float):
+        text = figure(value)
+    return text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]}… (in full with output=json)"
 
 
 def figure(value: float | None) -> str:

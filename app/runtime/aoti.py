@@ -7,6 +7,7 @@ imported. See docs/adr/0003-private-loader-classes.md.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,10 @@ class AotiRunner:
                 # (map, use_inactive, validate_full_updates, user_managed): borrowed, not copied
                 self._runner.update_constant_buffer(self._constants, False, True, True)
         except RuntimeError as error:
-            raise LoadError(f"{library.name} can't be loaded: {str(error).strip().splitlines()[0]}") from error
+            why = str(error).strip().splitlines()[0]
+            if os.statvfs(library).f_flag & os.ST_NOEXEC:
+                why += "; its file system is mounted noexec: set cache.dir to another"
+            raise LoadError(f"{library.name} can't be loaded: {why}") from error
 
     def __call__(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """Run the compiled program."""

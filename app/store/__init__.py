@@ -5,6 +5,7 @@
     index/                 request digests to objects, use counts, notes; on a local disk (SQLite)
     locks/<level>/ab.lock  never deleted
     pins/<kind>-<digest>   what never leaves
+    aliases/<name>.json    settings by name
     quarantine/<digest>-<n>/{object, reason.txt}
     tmp/<random>/{files, lock}   what is being written; one whose lock is free was abandoned, and is swept
     scratch/               for others
@@ -14,6 +15,7 @@ A reader trusts only what it has hashed itself; a writer may die at any moment a
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import secrets
@@ -22,8 +24,12 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import platformdirs
+
+from ..environment import NETWORK_FILESYSTEMS, filesystem_of
 from ..errors import StoreError
 from .collect import Item, leaving
 from .index import Index
@@ -47,13 +53,13 @@ from .objects import (
     seal,
     size_of,
     stats_of,
+    write_once,
 )
 from .staging import stage, staged, sweep
 from .trust import Trust, check_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 __all__ = [
     "KINDS",
@@ -102,7 +108,7 @@ class Store:
             self._prepare()
         elif not self.root.is_dir():
             raise StoreError(f"cache: {self.root} is not a directory; set cache.dir or cache=off")
-        directory = None if readonly else self.root / "index"
+        directory = None if readonly else _index_place(self.root)
         self._index = Index(directory, self.root / "tmp", self._rows)
 
     def __enter__(self) -> Self:
@@ -132,6 +138,10 @@ class Store:
         """What was noted, or None."""
         return self._index.get(f"note/{key}")
 
+    def change_note(self, key: str, change: Callable[[Any], Any]) -> None:
+        """Replace a note by `change` of it, None where there was none; other processes wait meanwhile."""
+        self._index.update(f"note/{key}", change)
+
     def used(self, kind: str, digest: str) -> None:
         """Count one use, now; `noted("used/<kind>/<digest>")` has `count` and `last_used` (Unix time)."""
 
@@ -140,7 +150,18 @@ class Store:
             return {"count": before + 1, "last_used": time.time()}
 
         self._in_use.add(digest)
-        self._index.update(f"note/used/{kind}/{digest}", count)
+        self.change_note(f"used/{kind}/{digest}", count)
+
+    def write_document(self, folder: str, name: str, data: bytes) -> None:
+        """Keep a small named document, replacing the one of that name in one step."""
+        with self._writing(f"write {folder}/{name}"):
+            temporary = self.root / folder / f".{name}-{secrets.token_hex(8)}"
+            write_once(temporary, data)
+            temporary.replace(self.root / folder / f"{name}.json")
+
+    def documents(self, folder: str) -> dict[str, bytes]:
+        """All documents by name, unread: who vouches for them is the reader's to check."""
+        return {path.stem: path.read_bytes() for path in (self.root / folder).glob("*.json") if not path.is_symlink()}
 
     def rebuild_index(self) -> int:
         """Make the index again from the manifests; returns the number of direct entries found."""
@@ -154,6 +175,24 @@ class Store:
                 manifest = read_manifest(path.parent)
                 if (manifest.kind, manifest.digest) == (kind, path.parent.name):
                     yield manifest
+
+    def digests(self, kind: str) -> list[str]:
+        """The names of everything of a kind, sound or not."""
+        return sorted(path.name for path in self._directory(kind).glob("??/*") if is_digest(path.name))
+
+    def examine(self, kind: str, digest: str) -> tuple[str, str | None]:
+        """`ok`, `untrusted`, `corrupt` or `unreadable`, and why; every byte is read, and nothing is changed."""
+        try:
+            found = look(self._path(kind, digest), kind, digest, {}, self.trust)
+        except StoreError as error:
+            return "unreadable", error.message
+        match found:
+            case Untrusted(reason):
+                return "untrusted", reason
+            case Corrupt(_, reason) | Miss(reason):
+                return "corrupt", reason
+            case _:
+                return "ok", None
 
     def read(self, kind: str, digest: str, *, just_made: bool = False) -> Hit | Miss | Corrupt:
         """Compare every file of an object with its manifest; what is wrong is quarantined.
@@ -238,7 +277,7 @@ class Store:
             for path in self._directory(kind).glob("??/*"):
                 used = self.noted(f"used/{kind}/{path.name}")
                 last = used["last_used"] if isinstance(used, dict) else _age(path)
-                found.append(Item(kind, path.name, size_of(path), last, self._pin(kind, path.name).exists()))
+                found.append(Item(kind, path.name, size_of(path), last, self.pinned(kind, path.name)))
         cells = (self.root / "quarantine").glob("*")
         return found + [Item("quarantine", path.name, size_of(path), _age(path)) for path in cells]
 
@@ -272,6 +311,10 @@ class Store:
         with self._writing("pin"):
             path = self._pin(kind, digest)
             path.touch() if pinned else path.unlink(missing_ok=True)
+
+    def pinned(self, kind: str, digest: str) -> bool:
+        """Whether an object never leaves."""
+        return self._pin(kind, digest).exists()
 
     def _pin(self, kind: str, digest: str) -> Path:
         return self.root / "pins" / f"{kind}-{digest}"
@@ -316,7 +359,7 @@ class Store:
     def _prepare(self) -> None:
         locks = (f"locks/{level}" for level in (*LOCK_LEVELS, "commit"))
         try:
-            for name in (*KINDS, *locks, "pins", "tmp", "quarantine", "scratch"):
+            for name in (*KINDS, *locks, "aliases", "pins", "tmp", "quarantine", "scratch"):
                 _make_private(self.root / name)
             # Tried, since permission bits don't tell of a read-only mount.
             tempfile.TemporaryFile(dir=self.root / "tmp").close()
@@ -377,7 +420,11 @@ class Store:
     def _path(self, kind: str, digest: str) -> Path:
         if not is_digest(digest):
             raise ValueError(f"{digest!r} is not a digest")
-        return self._directory(kind) / digest[:2] / digest
+        place = self._directory(kind) / digest[:2]
+        for folder in (place.parent, place):
+            if folder.is_symlink():
+                raise StoreError(f"cache: {folder} is a symbolic link, which could lead anywhere; remove it")
+        return place / digest
 
     def _rows(self) -> dict[str, Any]:
         rows: dict[str, Any] = {}
@@ -387,6 +434,18 @@ class Store:
                     key = f"request/{item['request']}"
                     rows[key] = _newest_first(item["entry"], rows.get(key))
         return rows
+
+
+def _index_place(root: Path) -> Path:
+    """Beside the objects; not on a network file system, where SQLite loses data without saying so."""
+    kind = filesystem_of(root)
+    if kind not in NETWORK_FILESYSTEMS:
+        return root / "index"
+    name = hashlib.sha256(str(root).encode()).hexdigest()[:16]
+    place = Path(platformdirs.user_cache_dir("aot-app")) / "indexes" / name
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    logger.info("cache: %s is on %s, which SQLite doesn't survive: its index is kept in %s", root, kind, place)
+    return place
 
 
 def _newest_first(entry: dict[str, Any], known: Any) -> list[dict[str, Any]]:

@@ -41,6 +41,9 @@ def sweep(tmp: Path) -> None:
     for home in tmp.iterdir():
         lock = FileLock(home / "lock", thread_local=False)
         with suppress(Timeout, OSError):
+            if home.is_symlink() or not home.is_dir():  # what once stood in the place of an object, or of the index
+                home.unlink()
+                continue
             lock.acquire(timeout=0)
             shutil.rmtree(home, ignore_errors=True)
             lock.release()

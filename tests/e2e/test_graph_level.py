@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 TEXT = """
+    from rates import RATE
     from torch import nn
 
     class Doubler(nn.Module):
@@ -13,7 +14,7 @@ TEXT = """
             self.layer = nn.Linear(4, 4)
 
         def forward(self, x):
-            return self.layer(x) * 2.0
+            return self.layer(x) * 2.0 + RATE
 """
 INPUTS = "model.inputs=[{name: x, shape: [batch, 4]}]"
 
@@ -26,11 +27,16 @@ def test_comment_is_a_graph_hit_then_direct_and_a_constant_is_a_miss_that_names_
     no_compiler = {**module_file.env, "CXX": "/nonexistent"}
 
     module_file("doubler", TEXT)
+    module_file("rates", "RATE = 0.5")
     first = run_app(args, env=module_file.env).record
     assert (first["cache"]["outcome"], first["rung"]) == ("miss", "compiled")
     before = num_objects(store_dir)
 
+    untouched = run_app(args, env=no_compiler).record
+    assert (untouched["cache"]["outcome"], untouched["rung"]) == ("direct-hit", "compiled")
+
     module_file("doubler", TEXT + "\n    # a comment\n")
+    module_file("rates", "RATE = 0.5  # a comment")
     commented = run_app(args, env=no_compiler).record
     assert (commented["cache"]["outcome"], commented["rung"]) == ("graph-hit", "compiled")
     assert commented["key"]["object"] == first["key"]["object"]
@@ -39,7 +45,15 @@ def test_comment_is_a_graph_hit_then_direct_and_a_constant_is_a_miss_that_names_
     assert (again["cache"]["outcome"], again["rung"]) == ("direct-hit", "compiled")
 
     module_file("doubler", TEXT.replace("2.0", "3.0"))
-    changed = run_app([*args, "cache.on_miss=fail"], env=no_compiler)
-    assert changed.code == 9
-    assert any("doubler.py changed" in reason for reason in changed.record["cache"]["miss_reasons"])
+    assert_misses(run_app([*args, "cache.on_miss=fail"], env=no_compiler), "doubler.py changed")
+    module_file("doubler", TEXT)
+    module_file("rates", "RATE = 0.75")
+    assert_misses(run_app([*args, "cache.on_miss=fail"], env=no_compiler), "rates.py changed")
+    graph = run_app([*args, "fallback=strict"], env=no_compiler)
+    assert (graph.code, graph.record["error"]["stage"]) == (1, "compile")  # the graph level misses too
     assert num_objects(store_dir) == before
+
+
+def assert_misses(run, reason):
+    assert run.code == 9
+    assert any(reason in said for said in run.record["cache"]["miss_reasons"]), run.record["cache"]

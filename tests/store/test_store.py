@@ -125,6 +125,17 @@ def test_abandoned_staging_is_swept_and_a_live_one_is_not(store, child):
     assert not list((store.root / "tmp").iterdir())
 
 
+def test_whatever_lies_among_what_is_written_is_swept(store, tmp_path):
+    (tmp_path / "precious").mkdir()
+    (store.root / "tmp" / "file").write_text("")
+    (store.root / "tmp" / "link").symlink_to(tmp_path / "precious")
+    (store.root / "tmp" / "folder").mkdir()
+    os.mkfifo(store.root / "tmp" / "pipe")
+    Store(store.root).close()
+    assert not list((store.root / "tmp").iterdir())
+    assert (tmp_path / "precious").exists()
+
+
 # Locks
 
 

@@ -8,15 +8,15 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from torch import nn
 
-from app import cli, config
+from app import cli, compose
 from app.workloads import build, reference
 
 
 def settings_for(name, *more):
     GlobalHydra.instance().clear()
-    config.register()
+    compose.register()
     with hydra.initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
-        return config.typed(hydra.compose("config", overrides=[f"model={name}", *more]))
+        return compose.typed(hydra.compose("config", overrides=[f"model={name}", *more]))
 
 
 def described(module):

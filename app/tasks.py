@@ -1,0 +1,245 @@
+"""Tasks: what `python -m app task=...` does besides benchmark and compile: look after the cache, and explain it.
+
+Each returns rows for a table or for `output=json`, or raises what its exit code stands for.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import lookup, pipeline
+from .acquire import explain
+from .context import Context
+from .errors import ConfigError, CorruptError, SweepError, UnreadableError, UntrustedError
+from .keys import request_key
+from .store import KINDS, Manifest, Store
+from .store.trust import create_key
+
+Rows = list[dict[str, Any]]
+SHORTEST_PREFIX = 6  # of a digest, that it be no model's name by chance
+VERDICTS = {"corrupt": CorruptError, "untrusted": UntrustedError, "unreadable": UnreadableError}  # the worst first
+
+
+def run(context: Context) -> None:
+    """Do what `task.name` says; the rows go into the record.
+
+    Raises:
+        AppError: of what failed, with its exit code.
+    """
+    name = context.settings.task.name
+    if name in {"benchmark", "compile"}:
+        pipeline.run(context)
+    elif name in WITHOUT_STORE:
+        context.record.result = WITHOUT_STORE[name](context)
+    else:
+        with _opened(context) as store:
+            context.record.result = WITH_STORE[name](context, store)
+
+
+@contextmanager
+def _opened(context: Context) -> Iterator[Store]:
+    cache = context.settings.cache
+    if cache.dir is None:
+        raise ConfigError("cache.dir is null: there is no cache to look after")
+    root = Path(cache.dir).expanduser()
+    if not root.is_dir():
+        raise ConfigError(f"cache.dir={str(root)!r} is not there yet")
+    with lookup.open_store(cache, root, readonly=cache.readonly) as store:
+        yield store
+
+
+def _selected(context: Context, store: Store, kind: str = "objects") -> Iterator[Manifest]:
+    """Manifests that `cache.select` names, all where it names none.
+
+    Raises:
+        ConfigError: a name selects nothing.
+    """
+    wanted = context.settings.cache.select
+    unused = set(wanted)
+    for manifest in store.manifests(kind):
+        names = [name for name in wanted if _is_called(manifest, name)]
+        unused -= set(names)
+        if names or not wanted:
+            yield manifest
+    if unused:
+        raise ConfigError(f"cache.select: nothing in the cache is called {', '.join(sorted(unused))}")
+
+
+def _is_called(manifest: Manifest, name: str) -> bool:
+    by_digest = len(name) >= SHORTEST_PREFIX and manifest.digest.startswith(name)
+    return by_digest or name == manifest.provenance["model"]
+
+
+def _row(store: Store, manifest: Manifest) -> dict[str, Any]:
+    used = store.noted(f"used/{manifest.kind}/{manifest.digest}") or {}
+    return {
+        "digest": manifest.digest,
+        "model": manifest.provenance["model"],
+        "bytes": sum(info.size_bytes for info in manifest.files.values()),
+        "created": manifest.provenance.get("created_at"),
+        "uses": used.get("count", 0),
+        "last_used": used.get("last_used"),
+        "pinned": store.pinned(manifest.kind, manifest.digest),
+    }
+
+
+def list_objects(context: Context, store: Store) -> Rows:
+    """One row an object: what it is of, its size, age and use."""
+    return [_row(store, manifest) for manifest in _selected(context, store)]
+
+
+def show(context: Context, store: Store) -> Rows:
+    """The whole manifest of the selected objects."""
+    return [_row(store, manifest) | json.loads(manifest.to_json()) for manifest in _selected(context, store)]
+
+
+def verify(context: Context, store: Store) -> Rows:
+    """Read every byte, and change nothing.
+
+    Raises:
+        CorruptError, UntrustedError, UnreadableError: the worst that was found; the rows are in the record.
+    """
+    rows: Rows = []
+    for kind in KINDS:
+        for digest in store.digests(kind):
+            with context.phases("verify", about=f"verify {kind}/{digest[:12]}"):
+                verdict, reason = store.examine(kind, digest)
+            rows.append({"kind": kind, "digest": digest, "verdict": verdict, "reason": reason})
+    context.record.result = rows
+    for verdict, error in VERDICTS.items():
+        if found := [row for row in rows if row["verdict"] == verdict]:
+            first = found[0]
+            raise error(f"{len(found)} of {len(rows)} {verdict}, {first['digest'][:12]}: {first['reason']}")
+    return rows
+
+
+def prune(_: Context, store: Store) -> Rows:
+    """Remove what was used longest ago until the store is within `cache.size_limit`."""
+    return [{"kind": item.kind, "digest": item.digest, "bytes": item.size_bytes} for item in store.collect()]
+
+
+def clear(context: Context, store: Store) -> Rows:
+    """Remove the selected objects; without a selection everything, weights included. What is pinned stays."""
+    rows = []
+    for kind in KINDS if not context.settings.cache.select else ("objects",):
+        for manifest in list(_selected(context, store, kind)):
+            if not store.pinned(kind, manifest.digest):
+                store.remove(kind, manifest.digest)
+                rows.append({"kind": kind, "digest": manifest.digest})
+    return rows
+
+
+def pin(context: Context, store: Store, pinned: bool = True) -> Rows:
+    """Keep the selected objects, and the weights they were made with, whatever the size limit."""
+    rows = []
+    for manifest in _selected(context, store):
+        weights = manifest.verified.get("weights")
+        for kind, digest in [("objects", manifest.digest), *([("weights", weights)] if weights else [])]:
+            store.pin(kind, digest, pinned)
+            rows.append({"kind": kind, "digest": digest, "pinned": pinned})
+    return rows
+
+
+def unpin(context: Context, store: Store) -> Rows:
+    """Let the selected objects leave again."""
+    return pin(context, store, pinned=False)
+
+
+def stats(_: Context, store: Store) -> Rows:
+    """What the cache holds, how it has answered, and what it has saved."""
+    items = store.items()
+    sizes = {kind: [item.size_bytes for item in items if item.kind == kind] for kind in (*KINDS, "quarantine")}
+    held = {kind: {"count": len(found), "bytes": sum(found)} for kind, found in sizes.items()}
+    return [{**held, "size_limit_bytes": store.size_limit, "answers": store.noted(lookup.ANSWERS) or {}}]
+
+
+def rebuild_index(_: Context, store: Store) -> Rows:
+    """Make the index again from the manifests."""
+    return [{"entries": store.rebuild_index()}]
+
+
+def explain_request(context: Context, store: Store) -> Rows:
+    """What would answer this request, and why or why not; exports where it must, and never compiles."""
+    return explain(context, store, request_key(context.settings, context.device))
+
+
+def keygen(context: Context) -> Rows:
+    """Make a signing key at `cache.signing_key`."""
+    path = context.settings.cache.signing_key
+    if path is None:
+        raise ConfigError("cache.signing_key is not given: name the file of the new key")
+    return [{"signing_key": path, "public_key": create_key(Path(path).expanduser())}]
+
+
+def keys(context: Context) -> Rows:
+    """The public keys that are trusted."""
+    cache = context.settings.cache
+    trust = lookup.trust_of(cache)
+    own = set(trust.trusted) - set(cache.keys)
+    return [{"public_key": key, "own": key in own, "trust": cache.trust} for key in sorted(trust.trusted)]
+
+
+def warm(context: Context) -> Rows:
+    """Compile every request of `task.requests`, each in a process of its own.
+
+    Raises:
+        SweepError: some failed; the rows are in the record.
+    """
+    requests = context.settings.task.requests
+    rows: Rows = []
+    if not requests:
+        raise ConfigError("task.requests is empty: list command lines, such as ['model=cnn mode=max-autotune']")
+    for number, request in enumerate(requests):
+        with context.phases("warm", about=f"warm {number + 1} of {len(requests)}: {request}"):
+            rows.append(_warm(context, number, request))
+        context.record.result = rows
+    failed = [row for row in rows if row["status"] != "ok" or row["rung"] == "eager"]
+    if failed:
+        raise SweepError(f"{len(failed)} of {len(rows)} requests are not in the cache: {failed[0]['request']}")
+    return rows
+
+
+def _warm(context: Context, number: int, request: str) -> dict[str, Any]:
+    began = time.perf_counter()
+    folder = context.folder / "warm" / str(number)
+    cache = [text for text in context.record.overrides if text.startswith(("cache=", "cache."))]
+    command = [sys.executable, "-m", __package__, *cache, *shlex.split(request)]
+    command += ["task=compile", f"hydra.run.dir={folder}"]
+    with (context.folder / "warm.log").open("ab") as log:
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
+    try:
+        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {"status": "failed", "error": {"message": f"no record: see {context.folder / 'warm.log'}"}}
+    return {
+        "request": request,
+        "status": record["status"],
+        "outcome": (record.get("cache") or {}).get("outcome"),
+        "rung": record.get("rung"),
+        "object": (record.get("key") or {}).get("object"),
+        "seconds": time.perf_counter() - began,
+        "reason": (record["error"] or {}).get("message"),
+    }
+
+
+WITHOUT_STORE: dict[str, Callable[[Context], Rows]] = {"cache.keygen": keygen, "cache.keys": keys, "warm": warm}
+WITH_STORE: dict[str, Callable[[Context, Store], Rows]] = {
+    "explain": explain_request,
+    "cache.list": list_objects,
+    "cache.show": show,
+    "cache.verify": verify,
+    "cache.prune": prune,
+    "cache.clear": clear,
+    "cache.pin": pin,
+    "cache.unpin": unpin,
+    "cache.stats": stats,
+    "cache.rebuild-index": rebuild_index,
+}

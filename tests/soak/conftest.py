@@ -1,0 +1,104 @@
+"""What the soak suites share: their size, the counts that they print at the end, and a tiny model in a store."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from .probes import Probes
+
+COUNTS: dict[str, int | str] = {}
+FULL = os.environ.get("APP_SOAK") == "full"
+
+
+@pytest.fixture(scope="session")
+def counts():
+    """What the suites counted, by the words that are printed with it at the end."""
+    return COUNTS
+
+
+@pytest.fixture(scope="session")
+def probes(tmp_path_factory):
+    """The suite's projects and seeded store."""
+    made = Probes(tmp_path_factory.mktemp("mutations"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def count():
+    """Add to a count that is printed at the end of the session."""
+
+    def add(name: str, n: int = 1) -> None:
+        COUNTS[name] = COUNTS.get(name, 0) + n
+
+    return add
+
+
+@pytest.fixture(scope="session")
+def full():
+    """Whether the suites run in full; otherwise each takes a sample."""
+    return FULL
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the counts even where all tests pass."""
+    for name, n in COUNTS.items():
+        terminalreporter.write_line(f"{name}: {n}")
+
+
+MODEL = """from torch import nn
+
+def build():
+    return nn.Linear(6, 3)
+"""
+# It copies what it has compiled before: most of the seconds of a tiny model are for headers.
+COMPILER = """#!/bin/sh
+previous=
+for argument; do [ "$previous" = -o ] && out=$argument; previous=$argument; done
+case $1 in *.cpp) kept="{kept}/$(basename "$1")" ;; *) exec g++ "$@" ;; esac
+[ -e "$kept" ] && exec cp "$kept" "$out"
+g++ "$@" && cp "$out" "$kept.$$" && mv "$kept.$$" "$kept"
+"""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A model that compiles in seconds, and a store that holds it: with its weights in it, and without.
+
+    Attributes:
+        args: What a run of it is asked for, but for the store.
+        env: What such a run needs in its environment.
+        place: Where the model's module lies.
+        store: The store; tests take copies.
+        records: The runs that filled it, `frozen` and `external`.
+    """
+
+    args: tuple[str, ...]
+    env: dict[str, str]
+    place: Path
+    store: Path
+    records: dict[str, dict]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, run_app):
+    place = tmp_path_factory.mktemp("tiny")
+    (place / "kept").mkdir()
+    (place / "tiny_linear.py").write_text(MODEL)
+    compiler = place / "c++"
+    compiler.write_text(COMPILER.replace("{kept}", str(place / "kept")))
+    compiler.chmod(0o755)
+    path = os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH", "")]))
+    args = ("model=custom", "model.target=tiny_linear:build", "model.inputs=[{name: x, shape: [batch, 6]}]")
+    env, records = {"PYTHONPATH": path, "CXX": str(compiler)}, {}
+    for weights in ("frozen", "external"):
+        run = run_app([*args, f"weights={weights}", f"cache.dir={place}/store"], env=env)
+        assert (run.code, run.record["rung"]) == (0, "compiled"), run.stderr
+        records[weights] = run.record
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(place)  # the index's entries name the model's module, and tests look them up
+        yield Tiny(args, env, place, place / "store", records)

@@ -1,0 +1,117 @@
+"""Whatever alters what should run never hits; what doesn't always does, at one of the two levels of the key."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import pytest
+
+from .conftest import FULL
+from .mutations import BASES, Change, altering, harmless, sample
+
+ALTERING, HARMLESS = altering(), harmless()
+TRIED = ALTERING if FULL else sample(ALTERING, 60)
+SPARED = HARMLESS if FULL else sample(HARMLESS, 25)
+
+
+def kinds(changes):
+    return {change.kind for change in changes}
+
+
+def test_there_are_as_many_changes_as_promised(counts):
+    assert len({str(change) for change in ALTERING}) == len(ALTERING) >= 200
+    assert len(kinds(ALTERING)) >= 25
+    assert len({str(change) for change in HARMLESS}) == len(HARMLESS) >= 50
+    assert kinds(TRIED) == kinds(ALTERING)
+    assert kinds(SPARED) == kinds(HARMLESS)
+    assert all(change.outcome == "miss" for change in ALTERING)
+    assert all("hit" in change.outcome for change in HARMLESS)
+    counts["mutations tried"] = f"{len(TRIED)} of {len(kinds(TRIED))} kinds, harmless: {len(SPARED)}"
+
+
+def test_options_are_of_this_torch():
+    import torch._inductor
+
+    from .mutations import OPTIONS
+
+    assert {option for option, _ in OPTIONS} <= set(torch._inductor.list_options())
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_an_unchanged_request_is_a_direct_hit(probes, base):
+    answer = probes.probe(Change("nothing", "as seeded", base=base))
+    assert answer["outcome"] == "direct-hit"
+    assert answer["object"] == probes.bases[base]["object"]
+    assert answer["weights"] == probes.bases[base]["weights"]
+
+
+@pytest.mark.parametrize("change", TRIED, ids=str)
+def test_what_alters_what_should_run_never_hits(probes, change):
+    assert probes.probe(change)["outcome"] == "miss"
+
+
+@pytest.mark.parametrize("change", SPARED, ids=str)
+def test_what_is_harmless_hits_at_its_level(probes, change):
+    answer, base = probes.probe(change), probes.bases[change.base]
+    assert answer["outcome"] == change.outcome, answer.get("reasons")
+    assert answer["object"] == base["object"]
+    assert (answer["weights"] != base["weights"]) == change.other_weights
+
+
+def test_a_sweep_in_another_order_hits_every_time(probes, tmp_path):
+    shuffled = list(BASES)
+    random.Random(3).shuffle(shuffled)
+    probes.seed(tmp_path / "store", shuffled)
+    random.Random(4).shuffle(shuffled)
+    for name in shuffled:
+        answer = probes.probe(Change("nothing", "as seeded", base=name), tmp_path / "store")
+        assert (answer["outcome"], answer["object"]) == ("direct-hit", probes.bases[name]["object"])
+
+
+# By id: of each, whether its output differs from the base's.
+RECOMPILED = {
+    "imported constant-1.25": True,
+    "shadowing module-package": True,
+    "file read in the constructor-0.5 0.25 -2": True,
+    "weight's bit-22": True,
+    "seed-0": True,
+    "listed variable-2": True,
+    "operation-gelu": True,
+    "tied weights untied-kwargs": False,
+    "stride-kwargs": False,
+    "inductor option-epilogue_fusion": False,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_recompiled_changes_give_what_eager_gives(probes, acquire_here, store_dir, monkeypatch, assert_same, counts):
+    changes = {str(change): change for change in ALTERING}
+    chosen = list(RECOMPILED) if FULL else list(RECOMPILED)[:2]
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    base, _ = outputs(probes, acquire_here, store_dir, Change("nothing", "as seeded"))
+    for name in chosen:
+        ours, eager = outputs(probes, acquire_here, store_dir, changes[name])
+        assert_same(ours, eager)
+        differs = any(not ours[key].allclose(base[key], rtol=1e-5, atol=1e-6) for key in ("scores", "pooled"))
+        assert differs == RECOMPILED[name], name
+    counts["mutations recompiled"] = str(len(chosen))
+
+
+def outputs(probes, acquire_here, store_dir, change):
+    """What the compiled and the eager model give after a change, through a real compile."""
+    root, arguments = probes.make(change)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in change.env.items():
+            patch.setenv(name, value)
+        patch.chdir(root)
+        patch.syspath_prepend(root)
+        try:
+            job = acquire_here([*arguments, f"cache.dir={store_dir}", "fallback=strict"])
+            assert job.found.outcome == "miss"
+            args, kwargs = job.context.workload.call(3, seed=5)
+            return job.model(*args, **kwargs), job.eager(*args, **kwargs)
+        finally:
+            for name in [name for name in sys.modules if name.partition(".")[0] in {"shop", "single"}]:
+                del sys.modules[name]

@@ -1,0 +1,164 @@
+"""The cache tasks through the command line: what they say, what they leave, and what they exit with."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from app.store import Store, Trust
+from app.store.trust import create_key
+from tests.store.conftest import digest_of
+
+PROVENANCE = {"model": "tagger", "created_at": "2026-01-01T00:00:00+00:00", "seconds": 9.0}
+
+
+def put(root, name, size=1000, trust=None, weights=None):
+    """Publish an object as a run does, with `size` bytes in it."""
+    with Store(root, trust=trust) as store, store.staging() as staging:
+        (staging / "model.so").write_bytes(os.urandom(size))
+        store.publish(
+            "objects", digest_of(name), staging, factors={"graph": name}, content={}, verified={"weights": weights},
+            provenance={**PROVENANCE, "model": name}, requests=[],
+        )  # fmt: skip
+    return digest_of(name)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def task(run_app, root):
+    """Run a task as JSON; its exit code and its rows."""
+
+    def run(name, *args):
+        done = run_app([f"task={name}", f"cache.dir={root}", "output=json", *args])
+        assert "Traceback" not in done.stderr
+        return done.code, json.loads(done.stdout)["result"] if done.stdout else done.stderr
+
+    return run
+
+
+def test_what_is_in_the_cache_is_listed_shown_and_counted(root, task, run_app):
+    first, second = put(root, "a"), put(root, "b")
+    code, rows = task("cache.list")
+    assert code == 0
+    assert {(row["digest"], row["model"], row["bytes"], row["pinned"]) for row in rows} == {
+        (first, "a", 1000, False),
+        (second, "b", 1000, False),
+    }
+    code, (shown,) = task("cache.show", f"cache.select=[{first[:8]}]")
+    assert (code, shown["factors"], shown["files"]["model.so"]["size_bytes"]) == (0, {"graph": "a"}, 1000)
+    code, (stats,) = task("cache.stats")
+    assert (code, stats["objects"]["count"], stats["answers"]) == (0, 2, {})
+    table = run_app(["task=cache.list", f"cache.dir={root}"]).stdout
+    assert first[:12] in table
+    assert "tagger" not in table
+
+
+def test_a_name_that_selects_nothing_is_a_config_error(root, task):
+    put(root, "a")
+    code, told = task("cache.show", "cache.select=[nope]")
+    assert (code, told) == (2, None)
+
+
+def test_verify_reads_every_byte_and_says_the_worst_it_found(root, task, tmp_path):
+    digest = put(root, "a")
+    assert task("cache.verify")[0] == 0
+    library = root / "objects" / digest[:2] / digest / "model.so"
+    library.chmod(0o600)
+    stat = library.stat()
+    with library.open("r+b") as file:
+        file.write(b"X")
+    os.utime(library, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    code, (row,) = task("cache.verify")
+    assert (code, row["verdict"]) == (6, "corrupt")
+    assert "model.so" in row["reason"]
+    assert library.exists()  # it looks, and leaves things where they are
+
+
+def test_verify_tells_what_nobody_trusted_has_signed(root, task, tmp_path):
+    put(root, "a")
+    key = create_key(tmp_path / "key.pem")
+    signed = put(root, "b", trust=Trust("signed", (), tmp_path / "key.pem"))
+    code, rows = task("cache.verify", "cache.trust=signed", f"cache.keys=[{key}]")
+    assert code == 7
+    assert {row["digest"]: row["verdict"] for row in rows} == {digest_of("a"): "untrusted", signed: "ok"}
+
+
+def test_prune_leaves_what_was_used_last_and_what_is_pinned(root, task):
+    pinned, old, new = put(root, "pinned"), put(root, "old"), put(root, "new")
+    with Store(root) as store:
+        store.used("objects", old)
+        store.used("objects", new)
+    assert task("cache.pin", f"cache.select=[{pinned[:10]}]")[0] == 0
+    code, rows = task("cache.prune", "cache.size_limit=5 kB")
+    assert (code, rows) == (0, [])
+    code, rows = task("cache.prune", "cache.size_limit=4 kB")
+    assert (code, [row["digest"] for row in rows]) == (0, [old])
+    assert task("cache.unpin", f"cache.select=[{pinned[:10]}]")[0] == 0
+    code, rows = task("cache.prune", "cache.size_limit=0")
+    assert {row["digest"] for row in rows} == {pinned, new}
+    assert task("cache.list")[1] == []
+
+
+def test_clear_removes_what_is_named_or_all_but_what_is_pinned(root, task):
+    first, second, third = put(root, "a"), put(root, "b"), put(root, "c")
+    task("cache.pin", "cache.select=[c]")
+    assert [row["digest"] for row in task("cache.clear", "cache.select=[a]")[1]] == [first]
+    assert [row["digest"] for row in task("cache.clear")[1]] == [second]
+    assert [row["digest"] for row in task("cache.list")[1]] == [third]
+
+
+def test_a_key_is_made_once_and_never_overwritten(task, root, tmp_path):
+    root.mkdir(mode=0o700)
+    path = tmp_path / "keys" / "signing.pem"
+    code, (row,) = task("cache.keygen", f"cache.signing_key={path}")
+    assert (code, path.stat().st_mode & 0o777) == (0, 0o600)
+    assert task("cache.keygen", f"cache.signing_key={path}")[0] == 2
+    code, rows = task("cache.keys", f"cache.signing_key={path}", f"cache.keys=[{'ab' * 32}]")
+    assert {(each["public_key"], each["own"]) for each in rows} == {(row["public_key"], True), ("ab" * 32, False)}
+
+
+def test_the_index_is_made_again(task, root):
+    put(root, "a")
+    assert task("cache.rebuild-index") == (0, [{"entries": 0}])
+
+
+def test_a_cache_that_is_not_there_is_a_config_error(task):
+    assert task("cache.list")[0] == 2
+
+
+@pytest.mark.slow
+def test_explain_says_what_would_answer_and_why_not_and_compiles_nothing(run_app, hit_args, num_objects, store_dir):
+    no_compiler = {"CXX": "/nonexistent"}
+
+    def explained(*args):
+        run = run_app([*hit_args("linear"), "task=explain", *args], env=no_compiler)
+        assert run.code == 0, run.stderr
+        return [(row["level"], row["answer"]) for row in run.record["result"]], run.record["result"][-1]["why"]
+
+    assert explained() == ([("direct", "hit")], "nothing has changed")
+    before = num_objects(store_dir)
+    levels, why = explained("model.seed=77")
+    assert levels == [("direct", "miss"), ("graph", "miss")]
+    assert "weights.sha256" in why
+    assert "(nearest: linear" in why
+    levels, why = explained("model.name=renamed", "model.depends_on=[/etc/hostname]")
+    assert levels == [("direct", "miss"), ("graph", "hit")]
+    assert num_objects(store_dir) == before
+
+
+@pytest.mark.slow
+def test_warm_fills_a_cache_one_process_a_request_and_says_what_is_not_in_it(run_app, hit_args, store_dir):
+    hit_args("linear")
+    requests = "task.requests=['model=linear mode=default device=cpu','model=linear model.kwargs.nope=1 device=cpu']"
+    run = run_app(["task=warm", requests, f"cache.dir={store_dir}"])
+    assert run.code == 4, run.stderr
+    good, bad = run.record["result"]
+    assert (good["status"], good["outcome"], good["rung"]) == ("ok", "direct-hit", "compiled")
+    assert bad["status"] == "failed"
+    assert "nope" in bad["reason"]
