@@ -45,7 +45,7 @@ class Imported:
         objects: Kind and digest of everything that is in the store now.
         documents: Signed documents, as they were packed, that a trusted key vouches for.
         refused: What was skipped, with the reason.
-        damaged: Whether something was broken, and not merely of somebody who isn't trusted.
+        damaged: Whether the archive or an object in it was broken, and not merely by somebody who isn't trusted.
     """
 
     objects: list[tuple[str, str]] = field(default_factory=list)
@@ -205,9 +205,7 @@ def _take(
             _take_object(store, kind, digest, members)
             imported.objects.append((kind, digest))
         case [name, str(leaf)] if name == DOCUMENTS and leaf.endswith(".json") and only is None:
-            for member in members:
-                unpack(document := member.read(DOCUMENT_LIMIT), store.trust)
-                imported.documents.append(document)
+            imported.documents += [_document(member.read(DOCUMENT_LIMIT), store) for member in members]
         case _:
             raise ValueError("nothing of that name is expected")
 
@@ -257,6 +255,14 @@ def _vouched(payload: bytes, signed: bytes | None, store: Store) -> Manifest:
             raise ValueError(why)  # by a key that we know: these are not the bytes that it signed
         raise _NotOursError(why)
     return Manifest.from_json(payload)
+
+
+def _document(data: bytes, store: Store) -> bytes:
+    try:
+        unpack(data, store.trust)
+    except ValueError as error:
+        raise _NotOursError(error) from error
+    return data
 
 
 def _shown(owner: list[str]) -> str:
