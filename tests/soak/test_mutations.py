@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_what_is_harmless_hits_at_its_level(probes, change):
 
 
 def test_a_sweep_in_another_order_hits_every_time(probes, tmp_path):
-    shuffled = list(BASES)
+    shuffled = list(BASES) if FULL else list(BASES)[:3]
     random.Random(3).shuffle(shuffled)
     probes.seed(tmp_path / "store", shuffled)
     random.Random(4).shuffle(shuffled)
@@ -86,21 +87,30 @@ RECOMPILED = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_recompiled_changes_give_what_eager_gives(probes, acquire_here, store_dir, monkeypatch, assert_same, counts):
+def test_recompiled_changes_give_what_eager_gives(
+    probes, acquire_here, context_of, store_dir, monkeypatch, assert_same, counts
+):
     changes = {str(change): change for change in ALTERING}
     chosen = list(RECOMPILED) if FULL else list(RECOMPILED)[:2]
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    base, _ = outputs(probes, acquire_here, store_dir, Change("nothing", "as seeded"))
+    with entered(probes, Change("nothing", "as seeded")) as arguments:
+        workload = context_of(arguments).workload
+        before = called(workload, workload.module)
     for name in chosen:
-        ours, eager = outputs(probes, acquire_here, store_dir, changes[name])
+        with entered(probes, changes[name]) as arguments:
+            job = acquire_here([*arguments, f"cache.dir={store_dir}", "fallback=strict"])
+            workload = job.context.workload
+            ours, eager = called(workload, job.model), called(workload, job.eager)
+        assert job.found.outcome == "miss"
         assert_same(ours, eager)
-        differs = any(not ours[key].allclose(base[key], rtol=1e-5, atol=1e-6) for key in ("scores", "pooled"))
+        differs = any(not ours[key].allclose(before[key], rtol=1e-4, atol=1e-5) for key in ("scores", "pooled"))
         assert differs == RECOMPILED[name], name
     counts["mutations recompiled"] = str(len(chosen))
 
 
-def outputs(probes, acquire_here, store_dir, change):
-    """What the compiled and the eager model give after a change, through a real compile."""
+@contextmanager
+def entered(probes, change):
+    """This process, as one that was started in the changed project; gives the command line."""
     root, arguments = probes.make(change)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in change.env.items():
@@ -108,10 +118,12 @@ def outputs(probes, acquire_here, store_dir, change):
         patch.chdir(root)
         patch.syspath_prepend(root)
         try:
-            job = acquire_here([*arguments, f"cache.dir={store_dir}", "fallback=strict"])
-            assert job.found.outcome == "miss"
-            args, kwargs = job.context.workload.call(3, seed=5)
-            return job.model(*args, **kwargs), job.eager(*args, **kwargs)
+            yield arguments
         finally:
             for name in [name for name in sys.modules if name.partition(".")[0] in {"shop", "single"}]:
                 del sys.modules[name]
+
+
+def called(workload, model):
+    args, kwargs = workload.call(3, seed=5)
+    return model(*args, **kwargs)
