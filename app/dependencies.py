@@ -33,8 +33,9 @@ class Dependency:
     Attributes:
         kind: `module` (where is `top-level/relative path`), `file` (a path as it was opened), `setting` (a field
             of the model config that names a file or folder), or, for what was looked for and is not there,
-            `no-module` (a dotted name) and `no-file` (a path). `covered` is a top-level module that the toolchain's
-            factors stand for, unless another shadows it; `anchor` is a place that absolute paths may be made from.
+            `no-module` (a dotted name) and `no-file` (a path). `covered` are the top-level modules that the
+            toolchain's factors stand for, unless others shadow them; `anchor` is a place that absolute paths may
+            be made from.
         where: The place, in the terms of its kind.
         sha256: Digest of the content, of an anchor's path; empty for what is not there or is covered.
         stat: Device, inode, size, mtime and ctime in ns; empty where the file was too young to trust them.
@@ -112,8 +113,8 @@ def _surroundings_changed(kind: str, where: str, sha256: str, importable: _Impor
             return f"{where} is there now"
         case "no-file" if Path(where).exists():
             return f"{where} is there now"
-        case "covered" if where in importable.early and not _all_covered(where, importable):
-            return f"{where} is shadowed by a module of its name"
+        case "covered" if shadowed := [top for top in where.split() if not _is_covered(top, importable)]:
+            return f"{shadowed[0]} is shadowed by a module of its name"
         case "anchor" if sha256 != _anchored(where, importable):
             return f"{where} is another place now"
     return None
@@ -204,8 +205,8 @@ def _roots(top: str) -> list[Path]:
     return [Path(spec.origin)] if spec.origin else []
 
 
-def _all_covered(top: str, importable: _Importable) -> bool:
-    return all(map(_covered, importable.roots(top)))
+def _is_covered(top: str, importable: _Importable) -> bool:
+    return top not in importable.early or all(map(_covered, importable.roots(top)))
 
 
 def _anchored(name: str, importable: _Importable) -> str:
@@ -280,8 +281,8 @@ class Recorder:
         installed = {_is_installed(path) for path in paths if path.is_absolute()}
         places = ([_INSTALLED] if True in installed else []) + ([".", *_PLACES, *tops] if False in installed else [])
         anchors = [Dependency("anchor", name, _anchored(name, importable)) for name in places]
-        covered = [Dependency("covered", top, "") for top in _covered_tops() if _all_covered(top, importable)]
-        return [*files, *absent, *anchors, *covered]
+        covered = [top for top in _covered_tops() if _is_covered(top, importable)]
+        return [*files, *absent, *anchors, Dependency("covered", " ".join(covered), "")]
 
 
 def _place(path: Path, text: str, tops: Iterable[str], importable: _Importable) -> tuple[str, str]:

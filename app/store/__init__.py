@@ -185,9 +185,8 @@ class Store:
         return {path.stem: path.read_bytes() for path in (self.root / folder).glob("*.json") if not path.is_symlink()}
 
     def rebuild_index(self) -> int:
-        """Make the index again from the manifests; returns the number of direct entries found."""
-        self._index.rebuild()
-        return sum(map(len, self._rows().values()))
+        """Make the index again from the manifests; returns the number of requests that they answer."""
+        return self._index.rebuild()
 
     def manifests(self, kind: str = "objects") -> Iterator[Manifest]:
         """Every readable manifest, oldest first; its object's files are not checked."""

@@ -14,7 +14,7 @@ import diskcache
 from diskcache.core import MODE_RAW, UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,10 @@ TRANSIENT = {
     sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_NOMEM,
 }
+
+
+# Rows in one transaction: each costs a sync of the disk, and keeps every other process from opening the index.
+REFILL_ROWS = 200
 
 
 class IndexDamagedError(ValueError):
@@ -122,10 +126,11 @@ class Index:
 
         self._attempt(apply)
 
-    def rebuild(self) -> None:
-        """Throw the rows away and make them again."""
+    def rebuild(self) -> int:
+        """Throw the rows away and make them again; returns how many there are."""
         self._discard()
-        self._attempt(lambda rows: rows)
+        found: int = self._attempt(len)
+        return found - (self._directory is not None)  # the schema's own row
 
     def close(self) -> None:
         """Close this thread's connection; the next use opens another."""
@@ -170,8 +175,10 @@ class Index:
     def _check_schema(self, rows: diskcache.Cache) -> None:
         found = rows.get("schema")
         if found is None:  # new, emptied, or its filling was cut short: the mark is set last
-            for key, value in self._refill().items():
-                rows.add(key, value)  # and not set: another process may have filled it and gone on
+            for some in _chunks(self._refill()):
+                with rows.transact():
+                    for key, value in some:
+                        rows.add(key, value)  # and not set: another process may have filled it and gone on
             rows.set("schema", INDEX_SCHEMA)
         elif found != INDEX_SCHEMA:
             raise IndexDamagedError(f"its schema is {found!r}, not {INDEX_SCHEMA}")
@@ -184,6 +191,12 @@ class Index:
             with suppress(OSError):
                 self._directory.rename(aside)
                 shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+
+
+def _chunks(rows: dict[str, Any]) -> Iterator[list[tuple[str, Any]]]:
+    items = list(rows.items())
+    for start in range(0, len(items), REFILL_ROWS):
+        yield items[start : start + REFILL_ROWS]
 
 
 def _is_damage(error: BaseException) -> bool:
