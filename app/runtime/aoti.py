@@ -63,7 +63,7 @@ class AotiRunner:
                 self._runner.update_constant_buffer(self._constants, False, True, True)
         except RuntimeError as error:
             why = str(error).strip().splitlines()[0]
-            if os.statvfs(library).f_flag & os.ST_NOEXEC:
+            if library.exists() and os.statvfs(library).f_flag & os.ST_NOEXEC:
                 why += "; its file system is mounted noexec: set cache.dir to another"
             raise LoadError(f"{library.name} can't be loaded: {why}") from error
 

@@ -54,3 +54,25 @@ def test_processes_that_start_together_compile_once(start_app, finish_app, fresh
     assert {run.record["rung"] for run in runs} == {"compiled"}
     assert num_objects(fresh_store) == 1
     assert list((fresh_store / "tmp").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_artifact_that_vanishes_before_it_is_loaded_was_a_miss(context_of, hit_args, copied_store, monkeypatch):
+    from app import pipeline
+    from app.store import Store
+
+    store = copied_store("linear")
+    context = context_of([*hit_args("linear"), f"cache.dir={store}"])
+    original, removed = pipeline.load, []
+
+    def load(context, found):
+        if not removed:
+            removed.append(found.artifact.digest)
+            with Store(store) as other:
+                other.remove("objects", found.artifact.digest)
+        return original(context, found)
+
+    monkeypatch.setattr(pipeline, "load", load)
+    pipeline.run(context)
+    assert (context.record.rung, context.record.fallbacks, context.record.cache.outcome) == ("compiled", [], "miss")
+    assert any("vanished before it was loaded" in warning for warning in context.record.warnings)
