@@ -327,7 +327,8 @@ _SURROUNDINGS = frozenset(("no-module", "no-file", "covered", "anchor"))  # what
 _INSTALLED = "site-packages"
 # Variables that reach the compile worker and say where a user's files are.
 _PLACES = ("$HOME", "$XDG_CACHE_HOME", "$TORCH_HOME", "$HF_HOME")
-_COVERED = (*(f"{place}/" for place in _roots("torch")), "/proc/", "/sys/", "/dev/")
+_ZIPPED = _STDLIB.parent / f"python{sys.version_info.major}{sys.version_info.minor}.zip"  # searched before it
+_COVERED = (*(f"{place}/" for place in (*_roots("torch"), _ZIPPED)), "/proc/", "/sys/", "/dev/")
 
 
 def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:
