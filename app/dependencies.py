@@ -96,6 +96,11 @@ def portable(recorded: Iterable[list[Any]]) -> list[list[Any]]:
     return [[kind, where, sha256, []] for kind, where, sha256, _ in recorded]
 
 
+def were_young(recorded: Iterable[list[Any]]) -> bool:
+    """Whether a file was so young when it was recorded that its stat tuple could not be trusted."""
+    return any(not stat and kind not in _SURROUNDINGS for kind, _, _, stat in recorded)
+
+
 def retaken(recorded: Iterable[list[Any]], named: dict[str, Path]) -> list[list[Any]]:
     """The same with the stat tuples of this machine's files, where these have the recorded content."""
     importable, found = _Importable(), portable(recorded)

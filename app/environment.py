@@ -151,11 +151,14 @@ def flags_of(level: str) -> list[str]:
 
 
 def lacks(target: Mapping[str, Any]) -> str | None:
-    """Why machine code for a target can't run on this processor, or None; a missing instruction ends the process."""
+    """Why machine code for a target can't run on this machine, or None; a missing instruction ends the process."""
     if (here := platform.machine()) != target["machine"]:
         return f"it is for {target['machine']}, this is {here}"
-    missing = sorted(set(target["flags"]) - set(cpu_flags()))
-    return f"this processor lacks {', '.join(missing[:6])}" if missing else None
+    if missing := sorted(set(target["flags"]) - set(cpu_flags())):
+        return f"this processor lacks {', '.join(missing[:6])}"
+    if "gpu" in target and target["gpu"] not in gpus():
+        return f"it is for a GPU of compute capability {target['gpu']}; here: {', '.join(gpus()) or 'none'}"
+    return None
 
 
 def target(device: str, level: str = "native") -> dict[str, Any]:

@@ -53,11 +53,16 @@ def open_store(cache: CacheConfig, root: Path, *, readonly: bool) -> Store:
 
 def find(store: Store, request: Key, named: dict[str, Path]) -> Found | NotFound:
     """The first recorded set of dependencies whose files are all unchanged names the object."""
-    found = among(
-        store.entries(request.digest),
-        named,
-        lambda entry: open_objects(store, entry["object"], entry["weights"], "direct-hit"),
-    )
+
+    def answer(entry: dict[str, Any]) -> Found | NotFound:
+        found = open_objects(store, entry["object"], entry["weights"], "direct-hit")
+        if isinstance(found, Found) and dependencies.were_young(entry["dependencies"]) and not store.readonly:
+            taken = dependencies.retaken(entry["dependencies"], named)
+            if taken != entry["dependencies"]:  # a large checkpoint, say, is not read again for the next lookup
+                store.remember(request.digest, {**entry, "dependencies": taken})
+        return found
+
+    found = among(store.entries(request.digest), named, answer)
     return found if isinstance(found, Found) or found.reasons else NotFound(_explain(store, request))
 
 

@@ -153,3 +153,10 @@ def test_a_level_that_this_processor_lacks_is_a_config_error(monkeypatch):
     monkeypatch.setattr(environment, "cpu_flags", lambda: ["sse2"])
     with pytest.raises(ConfigError, match=r"target=x86-64-v3: this processor lacks abm, avx"):
         environment.target("cpu", "x86-64-v3")
+
+
+def test_code_for_another_gpu_is_refused_by_its_architecture(monkeypatch):
+    monkeypatch.setattr(environment, "gpus", lambda: ["8.6"])
+    here = {"machine": platform.machine(), "flags": []}
+    assert environment.lacks({**here, "gpu": "8.6"}) is None
+    assert "compute capability 9.0; here: 8.6" in environment.lacks({**here, "gpu": "9.0"})

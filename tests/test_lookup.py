@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 
 import pytest
 
-from app import lookup
+from app import dependencies, files, lookup
 from app.dependencies import take
 from app.keys import Key, digest
 from app.lookup import Found, NotFound, find, open_objects, remember
@@ -57,6 +58,20 @@ def test_external_weights_come_with_the_artifact(store, source):
     found = find(store, REQUEST, {})
     assert found == Found("direct-hit", artifact, weights)
     assert found.size_bytes == 4 + 7
+
+
+def test_a_young_file_is_read_again_only_until_it_has_settled(store, source, monkeypatch):
+    publish(store, "a")
+    remember(store, REQUEST, entry("a", source), "shop")
+    assert store.entries(REQUEST.digest)[0]["dependencies"][0][3] == []
+    assert isinstance(find(store, REQUEST, {}), Found)
+    monkeypatch.setattr(files, "SETTLED_NS", -(10**18))
+    assert isinstance(find(store, REQUEST, {}), Found)
+    monkeypatch.setattr(dependencies, "sha256_of", None)
+    assert isinstance(find(store, REQUEST, {}), Found)
+    os.utime(source, ns=(0, 0))
+    with pytest.raises(TypeError):  # now it would be read
+        dependencies.changed(store.entries(REQUEST.digest)[0]["dependencies"], {})
 
 
 def test_the_entry_survives_a_rebuilt_index(store, source):
