@@ -17,6 +17,7 @@ STRICT = FallbackConfig("strict", *["raise"] * (len(dataclasses.fields(FallbackC
 
 SERVED = [errors.StoreError, errors.ExportError, errors.CompileError, errors.VerifyError, errors.LoadError]
 NEVER = [errors.ConfigError, errors.BuildError, errors.OutputError, errors.MissError, errors.InputError, AppError]
+NEVER += [errors.SweepError, errors.CorruptError, errors.UntrustedError, errors.UnreadableError]
 
 
 def test_every_error_is_in_one_of_the_lists():
