@@ -70,4 +70,5 @@ def test_exit_codes_are_those_that_are_documented():
     assert {kind.__name__: kind.exit_code for kind in (*SERVED, *NEVER) if kind is not AppError} == {
         "ConfigError": 2, "BuildError": 1, "ExportError": 1, "CompileError": 1, "VerifyError": 3,
         "StoreError": 1, "LoadError": 1, "MissError": 9, "OutputError": 1, "InputError": 1,
+        "SweepError": 4, "CorruptError": 6, "UntrustedError": 7, "UnreadableError": 8,
     }  # fmt: skip
