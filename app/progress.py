@@ -56,8 +56,9 @@ class Phases:
                 self.switch(outer, quiet=True)
 
     def switch(self, name: str, *, about: str = "", still: bool = False, quiet: bool = False) -> None:
-        """End the current phase and begin another."""
+        """End the current phase and begin another; the same one again is no news."""
         self._close()
+        quiet = quiet or (name == self.last and not about)
         self.current, self._since = name, time.perf_counter()
         if self._live is not None and not still:
             self._live.start()

@@ -37,7 +37,6 @@ from app.keys import request_key
 ROLES = {"factor", "steers"}
 CONF = Path(cli.config_dir())
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name != "experiment")
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 MODEL = {"target": "m:f", "inputs": [{"name": "x", "shape": ["batch", 4]}]}
 
@@ -155,13 +154,6 @@ def test_each_group_of_the_design_has_its_options():
     assert found["fallback"] >= {"graceful", "strict"}
     assert found["cache"] >= {"user", "project", "readonly", "off"}
     assert found["task"] >= {"benchmark", "compile"}
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes(experiment):
-    settings = settings_from(f"experiment={experiment}")
-    assert settings.mode.name == "max-autotune"
-    assert settings != settings_from("model=cnn")
 
 
 def test_the_defaults_are_those_of_the_main_job():

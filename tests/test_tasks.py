@@ -7,8 +7,9 @@ import os
 
 import pytest
 
-from app import alias
+from app import alias, tasks
 from app.config import CacheConfig
+from app.errors import AppError
 from app.store import Store, Trust
 from app.store.trust import create_key
 from tests.store.conftest import digest_of
@@ -33,13 +34,22 @@ def root(tmp_path):
 
 
 @pytest.fixture
-def task(run_app, root):
-    """Run a task as JSON; its exit code and its rows."""
+def task(context_of, root):
+    """Run a task in this process; the exit code that it comes to, and its rows."""
 
     def run(name, *args):
-        done = run_app([f"task={name}", f"cache.dir={root}", "output=json", *args])
-        assert "Traceback" not in done.stderr
-        return done.code, json.loads(done.stdout)["result"] if done.stdout else done.stderr
+        try:
+            context = context_of(
+                [
+                    f"task={name}",
+                    *([] if any(arg.startswith("cache.dir=") for arg in args) else [f"cache.dir={root}"]),
+                    *args,
+                ]
+            )
+            tasks.run(context)
+        except AppError as error:
+            return error.exit_code, context.record.result
+        return 0, context.record.result
 
     return run
 
@@ -58,7 +68,8 @@ def test_what_is_in_the_cache_is_listed_shown_and_counted(root, task, run_app):
     assert (code, stats["objects"]["count"], stats["answers"]) == (0, 2, {})
     table = run_app(["task=cache.list", f"cache.dir={root}"]).stdout
     assert first[:12] in table
-    assert "tagger" not in table
+    run = run_app(["task=cache.list", f"cache.dir={root}", "output=json"])
+    assert {row["digest"] for row in json.loads(run.stdout)["result"]} == {first, second}
 
 
 def test_a_name_that_selects_nothing_is_a_config_error(root, task):
@@ -125,9 +136,7 @@ def test_a_key_is_made_once_and_never_overwritten(task, root, tmp_path):
     assert {(each["public_key"], each["own"]) for each in rows} == {(row["public_key"], True), ("ab" * 32, False)}
 
 
-def test_a_bundle_carries_objects_and_aliases_to_a_cache_that_trusts_the_key(
-    root, task, run_app, tmp_path, compose_settings
-):
+def test_a_bundle_carries_objects_and_aliases_to_a_cache_that_trusts_the_key(root, task, tmp_path, compose_settings):
     put(root, "a")
     put(root, "b")
     with Store(root) as store:
@@ -139,8 +148,7 @@ def test_a_bundle_carries_objects_and_aliases_to_a_cache_that_trusts_the_key(
     assert (code, [row["digest"] for row in rows]) == (0, [digest_of("a")])
 
     def imported(*args):
-        run = run_app(["task=cache.import", f"cache.dir={other}", f"cache.file={bundle}", "output=json", *args])
-        return run.code, json.loads(run.stdout)["result"]
+        return task("cache.import", f"cache.file={bundle}", *args, f"cache.dir={other}")
 
     assert imported() == (2, None)  # trust=own
     stranger = "cd" * 32

@@ -194,15 +194,3 @@ def test_model_that_does_not_export_is_named(run_app, module_file, tmp_path, pol
         assert run.record["error"]["stage"] == "export"
         assert "Traceback" not in run.stderr
     assert_store_is_clean(store)
-
-
-@pytest.mark.slow
-def test_compiler_leaves_nothing_behind_in_the_temporary_folder(run_app, module_file, fresh_store, tmp_path):
-    # a half-written precompiled header there, of a compiler that was killed, broke every later compile
-    module_file("tinymodels", TINY)
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    env = {**module_file.env, "TMPDIR": str(temporary)}
-    run = run_app([*tiny(), f"cache.dir={fresh_store}", "fallback=strict"], env=env)
-    assert (run.code, run.record["rung"]) == (0, "compiled"), run.stderr
-    assert list(temporary.iterdir()) == []

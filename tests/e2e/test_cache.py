@@ -7,17 +7,6 @@ import pytest
 NO_COMPILER = {"CXX": "/nonexistent"}
 
 
-@pytest.mark.slow
-def test_cache_off_compiles_serves_and_keeps_nothing(run_app, tmp_path):
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    run = run_app(["model=linear", "cache=off"], env={"TMPDIR": str(temporary)})
-    assert run.code == 0, run.stderr
-    assert (run.record["cache"]["outcome"], run.record["rung"]) == ("off", "compiled")
-    assert run.record["verify"]["passed"]
-    assert list(temporary.iterdir()) == []
-
-
 def picture(root):
     return {str(path): path.lstat().st_mtime_ns for path in root.rglob("*")}
 
@@ -54,25 +43,3 @@ def test_processes_that_start_together_compile_once(start_app, finish_app, fresh
     assert {run.record["rung"] for run in runs} == {"compiled"}
     assert num_objects(fresh_store) == 1
     assert list((fresh_store / "tmp").iterdir()) == []
-
-
-@pytest.mark.slow
-def test_an_artifact_that_vanishes_before_it_is_loaded_was_a_miss(context_of, hit_args, copied_store, monkeypatch):
-    from app import pipeline
-    from app.store import Store
-
-    store = copied_store("linear")
-    context = context_of([*hit_args("linear"), f"cache.dir={store}"])
-    original, removed = pipeline.load, []
-
-    def load(context, found):
-        if not removed:
-            removed.append(found.artifact.digest)
-            with Store(store) as other:
-                other.remove("objects", found.artifact.digest)
-        return original(context, found)
-
-    monkeypatch.setattr(pipeline, "load", load)
-    pipeline.run(context)
-    assert (context.record.rung, context.record.fallbacks, context.record.cache.outcome) == ("compiled", [], "miss")
-    assert any("vanished before it was loaded" in warning for warning in context.record.warnings)

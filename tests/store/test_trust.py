@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import stat
 import tempfile
@@ -14,7 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import ConfigError, StoreError
+from app import alias
+from app.config import CacheConfig
+from app.errors import AppError, ConfigError, StoreError
 from app.store import Hit, Store, Trust, Untrusted
 from app.store import trust as trust_module
 from app.store.trust import create_key, pack, unpack
@@ -226,3 +229,57 @@ def test_a_planted_signature_file_that_is_no_mapping_is_no_signature(tmp_path, p
             file.unlink()
             file.write_text(json.dumps(planted))
             assert isinstance(store.read("objects", digest_of("a")), Untrusted)
+
+
+# Pickles
+
+
+class Bomb:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def use_everything(root, digest, request):
+    """Whatever reads a file of the store."""
+    with suppress(AppError), Store(root) as store:
+        for kind in ("objects", "weights"):
+            list(store.manifests(kind))
+            store.read(kind, digest)
+            store.examine(kind, digest)
+        store.entries(request)
+        store.noted("answers")
+        store.items()
+        for name in store.documents("aliases"):
+            with suppress(AppError):
+                alias.read(store, name, CacheConfig(dir=str(root)))
+        store.rebuild_index()
+
+
+def test_a_pickle_in_the_place_of_any_file_of_the_store_does_not_run(tmp_path, publish, digest_of, compose_settings):
+    root, trace = tmp_path / "cache", tmp_path / "ran"
+    bomb = pickle.dumps(Bomb(trace))
+    with pytest.raises(FileNotFoundError):  # it is a bomb: there is no such folder
+        pickle.loads(pickle.dumps(Bomb(tmp_path / "no" / "folder")))  # noqa: S301
+    key = tmp_path / "key.pem"
+    create_key(key)
+    with Store(root, trust=Trust("own", (), key)) as store:
+        publish(store, "a")
+        publish(store, "a", kind="weights")
+        alias.save(store, "scorer", compose_settings(["model=linear"]))
+    files = [path for path in root.rglob("*") if path.is_file()]
+    assert {"manifest.json", "signatures.json", "model.so", "scorer.json", "cache.db"} <= {
+        path.name for path in files
+    }
+    for number, path in enumerate(files):
+        copy = tmp_path / str(number)
+        shutil.copytree(root, copy)
+        planted = copy / path.relative_to(root)
+        planted.unlink()
+        planted.write_bytes(bomb)
+        use_everything(copy, digest_of("a"), digest_of("request-a"))
+        assert not trace.exists(), path
