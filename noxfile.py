@@ -64,6 +64,13 @@ def soak_reduced(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "tests/soak", *session.posargs, env={"APP_SOAK": "reduced"})
 
 
+@nox.session
+def zoo(session: nox.Session) -> None:
+    """Take every awkward module through the ladder; `tests` takes a few of them."""
+    install_for_tests(session)
+    session.run("python", "-m", "pytest", "tests/zoo", *session.posargs, env={"APP_ZOO": "full"})
+
+
 @nox.session(reuse_venv=False)
 def wheel(session: nox.Session) -> None:
     """Build the wheel and run the main job from it: an empty environment, another directory."""
@@ -96,10 +103,11 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Run the tests that need a CUDA device; `--no-venv --no-install` uses the torch that is there."""
+    """Test on a CUDA device, and write outputs/gpu-report/; `--no-venv --no-install` uses the torch that is there."""
     install_for_tests(session)
     if not has_cuda(session):
         session.skip("no CUDA device: torch.cuda.is_available() is false")
+    session.run("python", "benchmarks/graphs.py")
     session.run("python", "-m", "pytest", "-m", "gpu", "tests/gpu", *session.posargs)
 
 

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import dependencies, lookup
+from . import background, capturing, dependencies, lookup, names
 from .compiler import Compiled, compile_in_worker
 from .config import BATCH
 from .context import Context
-from .errors import EagerAskedError, MissError, StoreError, VerifyError
+from .errors import AppError, EagerAskedError, MissError, StoreError, VerifyError
+from .fallback import jit_stages, step_to_jit
 from .keys import Key, request_key
 from .lookup import Found, NotFound
 from .record import CacheInfo, KeyInfo, Memory, Outcome, now
@@ -23,6 +24,7 @@ from .tier import Tier
 from .verdict import Case, plan, refusal, summarise
 
 if TYPE_CHECKING:
+    from .runtime.jit import JitModel
     from .runtime.model import CompiledModel
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,9 @@ def acquire(context: Context, store: Store) -> Found:
     record.key = replace(record.key, object=manifest.digest)
     record.artifact_dir = str(found.artifact.path)
     record.memory = Memory(artifact_bytes=found.size_bytes)
+    if manifest.holds_pickles:  # made because something failed, which is so for every run that it answers
+        reason = manifest.content["reason"]
+        context.step(step_to_jit(reason["stage"], reason["message"], context.settings.fallback))
     _check_verified(context, store, found)
     if not store.readonly:
         store.used("objects", manifest.digest)
@@ -75,18 +80,17 @@ def acquire(context: Context, store: Store) -> Found:
             store.used("weights", found.weights.digest)
         lookup.count(store, found.outcome, reasons, record.cache.seconds_saved or 0.0)
         if context.settings.cache.alias is not None:
-            from . import alias
-
-            alias.save(store, context.settings.cache.alias, context.settings)
+            names.save(store, context.settings.cache.alias, context.settings)
     return found
 
 
-def explain(context: Context, store: Store, request: Key) -> list[dict[str, Any]]:
-    """What would answer a request, one row for each level that must be asked; exports where it must.
+def explain(context: Context, store: Store) -> list[dict[str, Any]]:
+    """What would answer this request, one row for each level that must be asked; exports where it must.
 
     Raises:
         AppError: the model doesn't build or export.
     """
+    request = request_key(context.settings, context.device)
     with context.phases("lookup"):
         found = lookup.find(store, request, dependencies.named_files(context.settings))
     if isinstance(found, Found):
@@ -102,22 +106,50 @@ def explain(context: Context, store: Store, request: Key) -> list[dict[str, Any]
     return [*rows, {"level": "graph", "answer": "miss", "object": made.object, "why": why}]
 
 
-def load(context: Context, found: Found) -> CompiledModel:
+def load(context: Context, found: Found) -> CompiledModel | JitModel:
     """Load an artifact into this process.
 
     Raises:
         LoadError: it doesn't load here.
     """
     context.import_torch()
+    content = found.artifact.manifest.content
+    if found.artifact.manifest.holds_pickles:
+        return _load_jit(context, found)
+    from .runtime.aoti import OPERATORS
+    from .runtime.model import LIBRARY
     from .runtime.model import load as load_model
     from .runtime.spec import CallSpec, load_treespec
 
-    content = found.artifact.manifest.content
     with context.phases("import"):
         load_treespec(CallSpec.from_json(content["spec"]))  # what defines the output's classes may be large
+    if (found.artifact.path / LIBRARY).with_suffix(OPERATORS).exists():
+        _ = context.workload  # building the model is what registers operators of its own
     with context.phases("load"):
-        weights = found.weights.path if found.weights else None
-        return load_model(found.artifact.path, content, context.device, weights=weights)
+        return load_model(
+            found.artifact.path,
+            content,
+            context.device,
+            weights=found.weights.path if found.weights else None,
+            num_runners=context.settings.runtime.num_runners,
+            single_threaded=capturing.wanted(context),
+            buckets=context.settings.graphs.buckets,
+        )
+
+
+def _load_jit(context: Context, found: Found) -> JitModel:
+    from .runtime import jit
+
+    settings, workload, module = context.settings, context.workload, context.same_precision
+    with context.phases("load"):
+        return jit.load(
+            found.artifact.path,
+            found.artifact.manifest.content,
+            module,
+            context.device,
+            inductor=settings.inductor_options,
+            call=workload.call,
+        )
 
 
 def _on_miss(context: Context, store: Store, tier: Tier, request: Key, named: dict[str, Path], *, why: str) -> Found:
@@ -125,9 +157,7 @@ def _on_miss(context: Context, store: Store, tier: Tier, request: Key, named: di
     if cache.on_miss == "fail":
         raise MissError(f"cache.on_miss=fail, and it is a miss: {why}")
     if cache.on_miss == "background" and not store.readonly and cache.dir is not None:
-        from . import background
-
-        pid = background.start(context.settings, context.folder / "background")
+        pid = background.start(context.settings, context.folder / background.FOLDER)
         raise EagerAskedError(
             f"cache.on_miss=background: process {pid} compiles for the next run; it is a miss: {why}"
         )
@@ -202,18 +232,28 @@ def _worker(
     *,
     only_export: bool = False,
 ) -> Compiled:
-    return compile_in_worker(
-        context.settings,
-        request,
-        context.device,
-        staging=staging,
-        store=store.root,
-        scratch=store.scratch,
-        log=context.folder / "compile.log",
-        on_phase=context.phases.switch,
-        on_object=on_object,
-        only_export=only_export,
-    )
+    policy = context.settings.fallback
+    stages = [] if only_export else jit_stages(policy)
+    own = store.trust.policy == "own"
+    try:
+        return compile_in_worker(
+            context.settings,
+            request,
+            context.device,
+            staging=staging,
+            store=store.root,
+            scratch=store.scratch,
+            log=context.folder / "compile.log",
+            on_phase=context.phases.switch,
+            on_object=on_object,
+            on_step=lambda stage, message: context.step(step_to_jit(stage, message, policy)),
+            jit=stages if own else [],
+            only_export=only_export,
+        )
+    except AppError as error:
+        if error.stage in stages and not own:
+            context.warn("the jit rung keeps pickles, so it needs cache.trust=own: it is not tried")
+        raise
 
 
 def _publish(context: Context, store: Store, request: Key, made: Compiled, seconds: float) -> dict[str, Any]:
@@ -221,16 +261,8 @@ def _publish(context: Context, store: Store, request: Key, made: Compiled, secon
     entry = {"object": made.object, "weights": made.weights, "dependencies": made.dependencies}
     if made.weights_folder is not None:
         assert made.weights is not None
-        store.publish(
-            "weights",
-            made.weights,
-            made.weights_folder,
-            factors={},
-            content={},
-            verified={},
-            provenance=source,
-            requests=[],
-        )
+        nothing: dict[str, Any] = {"factors": {}, "content": {}, "verified": {}, "requests": []}
+        store.publish("weights", made.weights, made.weights_folder, **nothing, provenance=source)
     if made.artifact is not None:
         store.publish(
             "objects",

@@ -1,94 +1,102 @@
-"""Aliases: a name for a request and its resolved settings, so that a service has nothing to compose."""
+"""Aliases: a model loaded by its name, so that a service has nothing to compose."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import logging
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from . import acquire, lookup
-from .config import CacheConfig, Settings, is_name, user_cache_dir
-from .context import Context
-from .errors import ConfigError, StoreError
+from . import acquire, background, capturing, lookup, names, pipeline, planning
+from .config import CacheConfig, Settings, user_cache_dir
+from .context import Context, rungs_of
+from .errors import AppError, EagerAskedError, StoreError
+from .fallback import step_down
 from .progress import Phases
 from .record import Record
-from .store import Store
-from .store.trust import pack, unpack
 
 if TYPE_CHECKING:
-    from .runtime.model import CompiledModel
+    from .runtime.ladder import Ladder
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
 
 
-def save(store: Store, name: str, settings: Settings) -> None:
-    """Let `name` stand for these settings; a run does it where `cache.alias` is given."""
-    model = settings.model
-    anywhere = replace(
-        model,
-        program=model.program and _absolute(model.program),
-        checkpoint=model.checkpoint and _absolute(model.checkpoint),
-        depends_on=[_absolute(path) for path in model.depends_on],
-    )
-    content = {"type": "alias", "name": name, "settings": {**asdict(replace(settings, model=anywhere)), "cache": {}}}
-    store.write_document("aliases", name, pack(content, store.trust))
+def swap_in(settings: Settings, folder: Path, ladder: Ladder) -> None:
+    """Wait, in a thread, for the process that was started with `folder`, and put what it compiled on top of a ladder.
 
-
-def adopt(store: Store, document: bytes) -> str:
-    """Keep an alias that came with a bundle, as it was signed; returns its name.
-
-    Raises:
-        ValueError: it is no alias, or nobody who is trusted vouches for it.
+    What fails on the way is said once in the log, and the ladder serves on as it is.
     """
-    content = unpack(document, store.trust)
-    if not isinstance(content, dict) or content.get("type") != "alias" or not is_name(content.get("name")):
-        raise ValueError("a document is no alias")
-    name: str = content["name"]
-    store.write_document("aliases", name, document)
-    return name
+    threading.Thread(target=_swap_in, args=(settings, folder, ladder), daemon=True).start()
 
 
-def _absolute(path: str) -> str:
-    """As seen from the directory of the run that names it: a service runs elsewhere."""
-    return str(Path(path).expanduser().absolute())
-
-
-def read(store: Store, name: str, cache: CacheConfig) -> Settings:
-    """The settings that `name` stands for, with this cache.
-
-    Raises:
-        ConfigError: there is no such alias, or nobody who is trusted vouches for it.
-    """
-    known = store.documents("aliases")
-    if name not in known:
-        raise ConfigError(f"no alias {name!r} in {store.root}; there are: {', '.join(sorted(known)) or 'none'}")
+def _swap_in(settings: Settings, folder: Path, ladder: Ladder) -> None:
+    deadline = time.monotonic() + settings.compile.timeout_s + settings.cache.lock_timeout_s
+    while not (folder / background.RECORD).exists():
+        if time.monotonic() > deadline:
+            logger.warning("background: nothing was compiled in time; see %s", folder)
+            return
+        time.sleep(POLL_S)
+    settings = replace(settings, cache=replace(settings.cache, on_miss="fail"))
+    context = Context(settings, folder, Record(status="ok", task="load"), Phases(Console(quiet=True)))
     try:
-        content = unpack(known[name], store.trust)
-        is_it = (content["type"], content["name"]) == ("alias", name)
-        settings = Settings.from_json({**content["settings"], "cache": asdict(cache)})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"the alias {name!r} in {store.root} can't be used: {error}") from error
-    if not is_it:
-        raise ConfigError(f"the alias {name!r} in {store.root} is another document")
-    return settings
+        with acquire.opened(context) as store:
+            model = pipeline.ready(context, store, acquire.acquire(context, store), measuring=False)
+    except AppError as error:
+        logger.warning("background: eager goes on serving: %s (see %s)", error.message, folder)
+        return
+    rungs = rungs_of(model, context.record.fallbacks)
+    ladder.put_on_top(rungs)
+    logger.info("background: %s serves from now on", rungs[0][0])
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def load(name: str, cache: CacheConfig | None = None) -> CompiledModel:
-    """The compiled model that an alias names, ready to be called; nothing is composed and nothing compiled.
+def _by_eager(context: Context, error: EagerAskedError) -> Ladder:
+    """Eager, and the artifact in its place once another process has made it."""
+    context.step(step_down(error, context.settings.fallback))
+    ladder = context.on_ladder(None)
+    if (context.folder / background.FOLDER).is_dir():
+        swap_in(context.settings, context.folder / background.FOLDER, ladder)
+    return ladder
+
+
+def load(name: str, cache: CacheConfig | None = None) -> Ladder:
+    """The compiled model that an alias names, ready to be called; nothing is composed, and nothing compiled here.
 
     Args:
         name: What a run was given as `cache.alias`.
         cache: Where to look and whom to trust; the user's own cache unless given. Nothing of it comes from the alias.
+            With `on_miss="background"` a miss is served by eager while another process compiles, and by the artifact
+            once it is there and verified; with `eager` by eager alone.
 
     Raises:
         ConfigError: there is no such alias.
         MissError: the artifact isn't there, or something that it was made from has changed; the message says what.
+            Only with `on_miss="fail"`, the default here.
         LoadError: it doesn't load in this process.
     """
-    cache = replace(cache or CacheConfig(dir=user_cache_dir()), on_miss="fail", alias=None)
+    cache = replace(cache or CacheConfig(dir=user_cache_dir()), alias=None)
+    if cache.on_miss == "compile":
+        cache = replace(cache, on_miss="fail")
     if cache.dir is None:
         raise StoreError("cache.dir is null: there is no cache to load from")
     with lookup.open_store(cache, Path(cache.dir).expanduser(), readonly=cache.readonly) as store:
-        settings = read(store, name, cache)
-        context = Context(settings, Path(), Record(status="ok", task="load"), Phases(Console(quiet=True)))
-        return acquire.load(context, acquire.acquire(context, store))
+        settings = names.read(store, name, cache)
+        folder = Path(tempfile.gettempdir(), f"app-{secrets.token_hex(8)}")
+        context = Context(settings, folder, Record(status="ok", task="load"), Phases(Console(quiet=True)))
+        try:
+            found = acquire.acquire(context, store)
+        except EagerAskedError as error:
+            return _by_eager(context, error)
+        model = acquire.load(context, found)
+        capturing.capture(context, model, comparing=False)
+        planning.settle(context, store, found, model, measuring=False)
+        return context.on_ladder(model)

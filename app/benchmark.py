@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+import math
 import resource
+import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
-from .context import Context
-from .fallback import COMPILED, EAGER
+from .capturing import rung_of
+from .config import BATCH
+from .context import Context, rungs_of
+from .errors import OutputError
+from .fallback import COMPILED, CUDAGRAPH, EAGER, JIT
 from .measure.clock import clock_for
 from .measure.samples import Samples, measure, save_samples
 from .measure.statistics import Latency, speedup, stability_warnings, summarise
-from .record import Memory
+from .record import Memory, PlanInfo
+from .report.plot import line_plot
+
+if TYPE_CHECKING:
+    from .runtime.ladder import Ladder
+    from .runtime.model import CompiledModel
 
 Model = Callable[..., Any]
 
+# How many times its prediction a call may take, or the prediction a call.
+FAR = 3.0
+# Most batch sizes that a sweep over them times.
+MOST_SIZES = 64
 
-def runners(context: Context, compiled: Model | None) -> dict[str, Model]:
-    """What is measured, by the name in the record: eager, the compiled model, and eager in its precision."""
+
+def runners(context: Context, ladder: Ladder, model: Model | None) -> dict[str, Model]:
+    """What is measured, by the name in the record: eager, what serves, and eager in its precision.
+
+    With CUDA graphs the same artifact without them is measured too.
+    """
     found: dict[str, Model] = {EAGER: context.workload.module}
-    if compiled is not None:
-        found[COMPILED] = compiled
+    rungs = rungs_of(model, context.record.fallbacks)
+    if rungs:
+        found |= {**dict(rungs[1:]), rungs[0][0]: ladder}
     if context.settings.precision.name != "fp32":
         found[f"{EAGER}_{context.settings.precision.name}"] = context.same_precision
     return found
 
 
-def benchmark(context: Context, compiled: Model | None) -> None:
-    """Measure every runner at every batch size, and fill the record's figures."""
+def benchmark(context: Context, compiled: Model | None) -> Ladder:
+    """Measure every runner at every batch size, and fill the record's figures; returns what served."""
     import torch
 
     settings, workload = context.settings, context.workload
@@ -37,12 +56,12 @@ def benchmark(context: Context, compiled: Model | None) -> None:
     if not workload.batched:
         context.warn("the inputs have no dimension named batch: measured as they are, as batch 1")
         sizes = [1]
-    models = runners(context, compiled)
-    served = compiled or context.same_precision
+    ladder = context.on_ladder(compiled)
+    models = runners(context, ladder, compiled)
     args, kwargs = workload.call(sizes[0])
     with torch.inference_mode():
         with context.phases("first_call"):
-            served(*args, **kwargs)
+            ladder(*args, **kwargs)
         samples: dict[str, Samples] = {}
         about = f"{', '.join(models)} at batch {', '.join(map(str, sizes))}"
         seconds = len(sizes) * settings.measure.budget_s
@@ -51,21 +70,19 @@ def benchmark(context: Context, compiled: Model | None) -> None:
                 for name, taken in _measure_batch(context, models, size).items():
                     samples[f"{name}/{size}"] = taken
                 save_samples(context.folder / "samples.npz", samples)
+        rungs = {
+            str(size): rung_of(compiled, ladder.serve(*workload.call(size))[0], size, workload.sizes(size))
+            for size in sizes
+        }
     fill(context, samples, sizes)
+    context.record.rungs, context.record.monitor = rungs, ladder.stats()
+    return ladder
 
 
 def _measure_batch(context: Context, models: dict[str, Model], size: int) -> dict[str, Samples]:
     args, kwargs = context.workload.call(size)
     calls = {name: (lambda model=model: model(*args, **kwargs)) for name, model in models.items()}
-    settings = context.settings.measure
-    return measure(
-        calls,
-        clock_for(context.device),
-        warmup=settings.warmup,
-        min_samples=settings.min_samples,
-        max_samples=settings.max_samples,
-        budget_s=settings.budget_s,
-    )
+    return measure(calls, clock_for(context.device), **asdict(context.settings.measure))
 
 
 def fill(context: Context, samples: dict[str, Samples], sizes: list[int]) -> None:
@@ -77,12 +94,11 @@ def fill(context: Context, samples: dict[str, Samples], sizes: list[int]) -> Non
         latency.setdefault(name, {})[size] = summarise(taken)
         record.warnings += stability_warnings(f"{name}, batch {size}", taken)
     record.latency_ms = latency
-    compiled = COMPILED in latency
-    served = COMPILED if compiled else EAGER if precision == "fp32" else f"{EAGER}_{precision}"
-    record.throughput_per_s = {str(size): 1000.0 * size / latency[served][str(size)].p50 for size in sizes}
-    record.rungs = {str(size): COMPILED if compiled else EAGER for size in sizes}
+    compiled = next((rung for rung in (CUDAGRAPH, COMPILED, JIT) if rung in latency), None)
+    runner = compiled or (EAGER if precision == "fp32" else f"{EAGER}_{precision}")
+    record.throughput_per_s = {str(size): 1000.0 * size / latency[runner][str(size)].p50 for size in sizes}
     ratios = {
-        size: speedup(samples[f"{EAGER}/{size}"], samples[f"{COMPILED}/{size}"]) if compiled else None
+        size: speedup(samples[f"{EAGER}/{size}"], samples[f"{compiled}/{size}"]) if compiled else None
         for size in sizes
     }
     record.speedup = {str(size): found.ratio if found else None for size, found in ratios.items()}
@@ -92,8 +108,76 @@ def fill(context: Context, samples: dict[str, Samples], sizes: list[int]) -> Non
     if compiled and precision != "fp32":
         own = latency[f"{EAGER}_{precision}"]
         record.speedup_same_precision = {
-            str(size): own[str(size)].p50 / latency[COMPILED][str(size)].p50 for size in sizes
+            str(size): own[str(size)].p50 / latency[compiled][str(size)].p50 for size in sizes
         }
+
+
+def sweep(context: Context, model: Model | None, ladder: Ladder) -> None:
+    """Time every batch size up to twice the largest bucket, each by its plan, and plot them: no size is a cliff."""
+    import torch
+
+    from .runtime.model import CompiledModel
+
+    if not isinstance(model, CompiledModel) or BATCH in model.unpaddable or context.settings.graphs.plan == "off":
+        return
+    others = model.others_of(context.workload.sizes())
+    sizes = _swept(context, model, others)
+    calls = {}
+    for size in sizes:
+        args, kwargs = context.workload.call(size)
+        calls[str(size)] = lambda args=args, kwargs=kwargs: ladder(*args, **kwargs)
+    about = f"sweep: time batch {sizes[0]} to {sizes[-1]}"
+    with torch.inference_mode(), context.phases("sweep", about=about, still=True):
+        rounds = {
+            **asdict(context.settings.measure),
+            "warmup": 1,
+            "min_samples": min(5, context.settings.measure.max_samples),
+        }
+        taken = measure(calls, clock_for(context.device), **rounds)
+    plans = {size: model.plan(size, others) for size in sizes}
+    context.record.plans = {
+        str(size): PlanInfo(
+            steps=str(plan),
+            padding=plan.padding,
+            predicted_ms=plan.cost_ms if math.isfinite(plan.cost_ms) else None,
+            p50_ms=summarise(taken[str(size)]).p50,
+        )
+        for size, plan in plans.items()
+    }
+    _doubt(context, context.record.plans)
+    lines = {"measured, median": [(size, summarise(taken[str(size)]).p50) for size in sizes]}
+    predicted = [(size, plan.cost_ms) for size, plan in plans.items() if math.isfinite(plan.cost_ms)]
+    if predicted:
+        lines["predicted by the plan"] = predicted
+    path = context.folder / "batches.svg"
+    try:
+        title = f"{context.settings.model.name}: latency by batch size, {context.device}"
+        path.write_text(line_plot(title, "batch size", "ms", lines), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def _doubt(context: Context, plans: dict[str, PlanInfo]) -> None:
+    """Warn of kept latencies that this run's are far from: a machine that was disturbed, or is now."""
+    ratios = [plan.p50_ms / plan.predicted_ms for plan in plans.values() if plan.predicted_ms and plan.p50_ms]
+    typical = statistics.median(ratios) if ratios else 1.0
+    if not 1 / FAR <= typical <= FAR:
+        context.warn(
+            f"batch plans: calls take {typical:.2g} times what the kept latencies say; "
+            "graphs.plan=measure times them again"
+        )
+
+
+def _swept(context: Context, model: CompiledModel, others: tuple[int, ...] | None) -> list[int]:
+    """1 to twice the largest bucket, within the batch's range; fewer where that would outlast the budget."""
+    low, high = model.spec.dims[BATCH]
+    sizes = list(range(low, min(2 * max(context.settings.graphs.batch_sizes), high) + 1))
+    limit_ms = 1e4 * max(1.0, context.settings.measure.budget_s)
+    while len(sizes) > MOST_SIZES or (
+        len(sizes) > 4 and sum(model.plan(size, others).cost_ms for size in sizes) > limit_ms
+    ):
+        sizes = [*sizes[:-1:2], sizes[-1]]
+    return sizes
 
 
 def measure_memory(context: Context) -> None:

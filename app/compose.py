@@ -21,7 +21,7 @@ def _schema() -> DictConfig:
     """The schema as OmegaConf wants it: frozen dataclasses compose only with the read-only flag cleared."""
     schema: DictConfig = OmegaConf.structured(Settings)
     _writable(schema)
-    for free in (schema.model.kwargs, schema.model.dims, schema.mode.inductor):
+    for free in (schema.model.kwargs, schema.model.dims, schema.mode.inductor, schema.graphs.buckets):
         OmegaConf.set_struct(free, False)  # their keys are the user's, who need not write `+`
     return schema
 

@@ -19,7 +19,7 @@ from . import structured
 from .errors import ConfigError
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool")
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
+PRECISIONS = ("fp32", "bf16")
 ENGINES = ("aoti", "eager")
 PLACEMENTS = ("frozen", "external")
 ACTIONS = ("warn", "raise")
@@ -27,15 +27,17 @@ ON_MISS = ("compile", "background", "eager", "fail")
 TRUST = ("own", "signed", "none")
 REMOTE_MODES = ("read", "read-write")
 TASKS = (
-    "benchmark", "compile", "explain", "warm", "cache.list", "cache.show", "cache.verify", "cache.prune",
-    "cache.clear", "cache.pin", "cache.unpin", "cache.stats", "cache.rebuild-index", "cache.keygen", "cache.keys",
-    "cache.export", "cache.import",
+    "benchmark", "compile", "explain", "warm", "doctor", "tune-buckets", "cache.list", "cache.show", "cache.verify",
+    "cache.prune", "cache.clear", "cache.pin", "cache.unpin", "cache.stats", "cache.rebuild-index", "cache.keygen",
+    "cache.keys", "cache.export", "cache.import",
 )  # fmt: skip
 OUTPUTS = ("text", "json")
 TARGETS = ("native", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 SDPA_BACKENDS = ("flash", "mem_efficient", "math")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 BATCH = "batch"
+RUNGS = ("cudagraph", "compiled", "jit", "eager")
+PLANS = ("kept", "measure", "off")
 
 
 def _declare(default: Any, role: str, text: str) -> Any:
@@ -196,11 +198,6 @@ class PrecisionConfig:
         choose("precision.name", self.name, PRECISIONS)
         require("precision.floor", self.floor, 0 <= self.floor < math.inf, "zero or more")
 
-    @property
-    def dtype(self) -> str:
-        """The torch dtype's name."""
-        return PRECISIONS[self.name]
-
 
 @dataclass(frozen=True)
 class WeightsConfig:
@@ -214,14 +211,62 @@ class WeightsConfig:
 
 @dataclass(frozen=True)
 class GraphsConfig:
-    """The batch sizes that are verified and measured."""
+    """The batch sizes that are verified and measured, and the buckets that other sizes are padded or split to."""
 
     batch_sizes: list[int] = steers([1, 2, 4, 8], "batch sizes")
+    buckets: dict[str, list[int]] = steers(
+        {}, "sizes of other named dimensions, such as {seq: [16, 64]}; batch may stand here instead of batch_sizes"
+    )
+    enabled: str = steers("auto", "CUDA graphs: auto (on a GPU), true (a failure where there is none), false")
+    outputs: str = steers(
+        "clone", "of a replayed call: clone, or view (no copy; the next replay, of any size, overwrites it)"
+    )
+    max_graphs: int = steers(64, "most CUDA graphs; the smallest sizes are left out")
+    memory_limit: str = steers("2 GiB", "most device memory that capturing may take; the smallest sizes are left out")
+    auto: bool = steers(False, "replace batch_sizes by those that suit graphs.histogram")
+    plan: str = steers(
+        "kept", "how other sizes run: kept (timed once for an artifact), measure (timed again), off (as they are)"
+    )
+    histogram: str | None = steers(
+        None, "calls by batch size: a JSON file {size: calls}, a model's stats(), or a record.json"
+    )
+    max_buckets: int = steers(8, "most batch sizes that are chosen by a histogram")
 
     def __post_init__(self) -> None:
-        sizes = self.batch_sizes
-        ok = bool(sizes) and min(sizes, default=0) >= 1 and len(set(sizes)) == len(sizes)
-        require("graphs.batch_sizes", sizes, ok, "a list of different sizes of at least 1")
+        object.__setattr__(self, "enabled", self.enabled.lower())  # YAML's true is True as text
+        if BATCH in self.buckets:
+            object.__setattr__(self, "batch_sizes", self.buckets[BATCH])
+            object.__setattr__(self, "buckets", {dim: of for dim, of in self.buckets.items() if dim != BATCH})
+        choose("graphs.enabled", self.enabled, ("auto", "true", "false"))
+        choose("graphs.outputs", self.outputs, ("clone", "view"))
+        require("graphs.max_graphs", self.max_graphs, self.max_graphs >= 1, "at least 1")
+        limit = size_in_bytes(self.memory_limit)
+        require("graphs.memory_limit", self.memory_limit, limit is not None, "like 500 MB or 2 GiB")
+        choose("graphs.plan", self.plan, PLANS)
+        require("graphs.histogram", self.histogram, self.histogram != "", "null or the name of a file")
+        require("graphs.max_buckets", self.max_buckets, self.max_buckets >= 1, "at least 1")
+        for name, sizes in {
+            "batch_sizes": self.batch_sizes,
+            **{f"buckets.{dim}": sizes for dim, sizes in self.buckets.items()},
+        }.items():
+            ok = bool(sizes) and min(sizes, default=0) >= 1 and len(set(sizes)) == len(sizes)
+            require(f"graphs.{name}", sizes, ok, "a list of different sizes of at least 1")
+
+    def check_sizes(self, dims: Mapping[str, DimConfig]) -> None:
+        """Raise ConfigError for a size that no call may have, and for a dimension that the inputs don't have."""
+        for dim, sizes in {BATCH: self.batch_sizes, **self.buckets}.items():
+            name = "graphs.batch_sizes" if dim == BATCH else f"graphs.buckets.{dim}"
+            choose(f"graphs.buckets.{dim}", dim, dims)
+            low, high = dims[dim].min, dims[dim].max
+            for size in sizes:
+                require(name, size, low <= size <= high, f"within model.dims.{dim}, {low} to {high}")
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """The memory limit as a number."""
+        found = size_in_bytes(self.memory_limit)
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True)
@@ -229,15 +274,26 @@ class FallbackConfig:
     """What a failure at each stage does: `warn` serves the next rung, `raise` ends the run."""
 
     name: str = steers("graceful", "a label")
+    rungs: list[str] = steers(list(RUNGS), "the rungs that may serve, best first: " + ", ".join(RUNGS))
     on_store: str = steers("warn", "the cache can't be written")
     on_export: str = steers("warn", "torch.export refuses the model")
     on_compile: str = steers("warn", "the compiler fails, crashes or times out")
     on_verify: str = steers("warn", "the compiled model is wrong")
     on_load: str = steers("warn", "the artifact can't be loaded")
+    on_capture: str = steers("warn", "a CUDA graph can't be captured")
+    on_run: str = steers("warn", "a rung fails while it serves a call")
+    max_failures: int = steers(3, "failed calls after which a rung is no longer tried")
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self)[1:]:
-            choose(f"fallback.{field.name}", getattr(self, field.name), ACTIONS)
+        for field in dataclasses.fields(self):
+            if field.name.startswith("on_"):
+                choose(f"fallback.{field.name}", getattr(self, field.name), ACTIONS)
+        for rung in self.rungs:
+            choose("fallback.rungs", rung, RUNGS)
+        require("fallback.rungs", self.rungs, "eager" in self.rungs, "a list with eager, which is always there")
+        needs = "compiled" in self.rungs or not {"cudagraph", "jit"} & set(self.rungs)
+        require("fallback.rungs", self.rungs, needs, "a list with compiled where cudagraph or jit is in it")
+        require("fallback.max_failures", self.max_failures, self.max_failures >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -352,8 +408,10 @@ class RuntimeConfig:
     """The process that serves."""
 
     threads: int | None = steers(None, "torch.set_num_threads; null leaves torch's default")
+    num_runners: int = steers(1, "calls that one artifact may run at the same time, each with memory of its own")
 
     def __post_init__(self) -> None:
+        require("runtime.num_runners", self.num_runners, self.num_runners >= 1, "at least 1")
         require("runtime.threads", self.threads, self.threads is None or self.threads >= 1, "null or at least 1")
 
 
@@ -399,10 +457,8 @@ class Settings:
             raise ConfigError(
                 "model.target is not given: name a callable that returns an nn.Module (package.module:name)"
             )
-        batch = self.model.dims.get(BATCH, DimConfig())
-        for size in self.graphs.batch_sizes:
-            ok = batch.min <= size <= batch.max
-            require("graphs.batch_sizes", size, ok, f"within model.dims.batch, {batch.min} to {batch.max}")
+        if not self.model.program:  # which has ranges of its own
+            self.graphs.check_sizes({BATCH: DimConfig(), **self.model.dims, **self.model.ranges})
         frozen = self.weights.placement == "frozen"
         if self.mode.inductor.get("freezing", frozen) and not frozen:
             raise ConfigError("mode.inductor.freezing bakes the weights in: it can't go with weights=external")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .config import Settings
 from .environment import resolve_device
+from .errors import InputError
+from .fallback import COMPILED, CUDAGRAPH, EAGER, served
 from .progress import Phases
-from .record import Record
+from .record import Fallback, Record
+from .runtime.ladder import Ladder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +24,45 @@ if TYPE_CHECKING:
     from .workloads import Workload
 
 logger = logging.getLogger(__name__)
+
+
+def rungs_of(model: Callable[..., Any] | None, steps: Sequence[Fallback]) -> list[tuple[str, Callable[..., Any]]]:
+    """What a model serves by, best first: with CUDA graphs it is two rungs."""
+    if model is None:
+        return []
+    if getattr(model, "captured", ()):
+        return [(CUDAGRAPH, model), (COMPILED, model.as_it_is)]  # type: ignore[attr-defined]
+    return [(served(steps), model)]
+
+
+class _Eager:
+    """The model itself, in the precision that was asked for."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        with torch.no_grad():
+            return self._context.same_precision(*args, **kwargs)
+
+    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raise InputError unless the names and shapes are the module's own."""
+        own = {name: value.shape for name, value in self._module().state_dict().items()}
+        if odd := sorted(own.items() ^ {name: value.shape for name, value in state.items()}.items()):
+            raise InputError(
+                f"the state dict doesn't fit the model: {', '.join(dict.fromkeys(name for name, _ in odd))}"
+            )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the weights."""
+        self._module().load_state_dict(state)
+
+    def _module(self) -> nn.Module:
+        from .workloads import unwrapped
+
+        return unwrapped(self._context.same_precision)[0]
 
 
 class Context:
@@ -35,6 +78,26 @@ class Context:
         """Say it in the log and in the record."""
         logger.warning(text)
         self.record.warnings.append(text)
+
+    def step(self, step: Fallback) -> None:
+        """Say a step down the ladder, once, in the log and in the record."""
+        if step not in self.record.fallbacks:
+            logger.warning("fallback %s -> %s at %s: %s", step.from_, step.to, step.stage, step.reason)
+            self.note(step)
+
+    def note(self, step: Fallback) -> None:
+        """Put a step that the log has already into the record, once."""
+        if step not in self.record.fallbacks:
+            self.record.fallbacks.append(step)
+
+    def on_ladder(self, model: Callable[..., Any] | None) -> Ladder:
+        """The model with the rungs beneath it; eager is built when a call needs it."""
+        return Ladder(
+            [*rungs_of(model, self.record.fallbacks), (EAGER, _Eager(self))],
+            self.settings.fallback,
+            self.note,
+            self.record.fallbacks,
+        )
 
     def import_torch(self) -> None:
         """Import torch and set its global switches, once."""

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from .config import Settings
+from .environment import import_path
 from .errors import ConfigError
-from .files import Stat, settled, sha256_of, stat_of
+from .files import Stat, settled, sha256_of, stat_of, stat_tuple
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,11 @@ class Dependency:
             of the model config that names a file or folder), or, for what was looked for and is not there,
             `no-module` (a dotted name) and `no-file` (a path). `covered` are the top-level modules that the
             toolchain's factors stand for, unless others shadow them; `anchor` is a place that absolute paths may
-            be made from.
+            be made from. The rest only saves time: `folder` is one that modules lie in, `path` are all places that
+            they are imported from, and while their own stat tuples stay, nothing that shadows a module was added
+            there; `root` is where a top-level module lies, `<index in path>/<name>`.
         where: The place, in the terms of its kind.
-        sha256: Digest of the content, of an anchor's path; empty for what is not there or is covered.
+        sha256: Digest of the content, of an anchor's path; empty for a folder and what is not there or is covered.
         stat: Device, inode, size, mtime and ctime in ns; empty where the file was too young to trust them.
     """
 
@@ -55,6 +58,8 @@ def take(kind: str, where: str, path: Path) -> Dependency:
     """A dependency as the file is now."""
     path = path.resolve()
     stat = stat_of(path)
+    if kind == "folder":
+        return Dependency(kind, where, "", stat if settled(stat) else [])
     return Dependency(kind, where, sha256_of(path), stat if settled(stat) and not path.is_dir() else [])
 
 
@@ -78,11 +83,18 @@ def named_files(settings: Settings) -> dict[str, Path]:
 
 def changed(recorded: Iterable[list[Any]], named: dict[str, Path]) -> str | None:
     """The first dependency that differs from what is there now, as a reason; None when all are unchanged."""
-    importable = _Importable()
+    recorded = list(recorded)
+    importable = _Importable(recorded)
+    # a top-level module lies in no package's folder: whatever shadows it is what `importable` finds
+    as_before = {""} | {
+        where for kind, where, _, stat in recorded if kind == "folder" and _is_untouched(where, stat, importable)
+    }
     for kind, where, sha256, stat in recorded:
+        if kind in _SHORTCUTS:
+            continue
         if kind in _SURROUNDINGS:
             said = _surroundings_changed(kind, where, sha256, importable)
-        elif kind == "module" and stat and _is_untouched(where, stat, importable):
+        elif kind == "module" and where.rpartition("/")[0] in as_before and _is_untouched(where, stat, importable):
             continue
         else:
             said = _file_changed(kind, where, sha256, stat, _find(kind, where, named, importable))
@@ -93,19 +105,21 @@ def changed(recorded: Iterable[list[Any]], named: dict[str, Path]) -> str | None
 
 def portable(recorded: Iterable[list[Any]]) -> list[list[Any]]:
     """The same for another machine, where a stat tuple says nothing of a file's content."""
-    return [[kind, where, sha256, []] for kind, where, sha256, _ in recorded]
+    return [[kind, where, sha256, []] for kind, where, sha256, _ in recorded if kind not in {"path", "root"}]
 
 
 def were_young(recorded: Iterable[list[Any]]) -> bool:
     """Whether a file was so young when it was recorded that its stat tuple could not be trusted."""
-    return any(not stat and kind not in _SURROUNDINGS for kind, _, _, stat in recorded)
+    return any(not stat and kind not in {*_SURROUNDINGS, "path", "root"} for kind, _, _, stat in recorded)
 
 
 def retaken(recorded: Iterable[list[Any]], named: dict[str, Path]) -> list[list[Any]]:
-    """The same with the stat tuples of this machine's files, where these have the recorded content."""
-    importable, found = _Importable(), portable(recorded)
-    for number, (kind, where, sha256, _) in enumerate(found):
-        path = None if kind in _SURROUNDINGS else _find(kind, where, named, importable)
+    """The same with the missing stat tuples, those of this machine's files where these have the recorded content."""
+    importable, found = _Importable(), list(recorded)
+    for number, (kind, where, sha256, stat) in enumerate(found):
+        if kind == "path" and where == os.pathsep.join(import_path()):
+            found[number] = _path().to_json()
+        path = None if stat or kind in {*_SURROUNDINGS, "path", "root"} else _find(kind, where, named, importable)
         with suppress(OSError):
             if path is not None and (taken := take(kind, where, path)).sha256 == sha256:
                 found[number] = taken.to_json()
@@ -118,38 +132,46 @@ def _surroundings_changed(kind: str, where: str, sha256: str, importable: _Impor
             return f"{where} is there now"
         case "no-file" if Path(where).exists():
             return f"{where} is there now"
-        case "covered" if shadowed := [top for top in where.split() if not _is_covered(top, importable)]:
-            return f"{shadowed[0]} is shadowed by a module of its name"
+        case "covered" if shadowed := importable.early & set(where.split()):
+            foreign = [top for top in sorted(shadowed) if not _is_covered(top, importable)]
+            return f"{foreign[0]} is shadowed by a module of its name" if foreign else None
         case "anchor" if sha256 != _anchored(where, importable):
             return f"{where} is another place now"
     return None
 
 
 def _is_untouched(where: str, stat: Stat, importable: _Importable) -> bool:
-    """Whether a module's file is the one that was recorded, by its stat tuple: quickly, for there are hundreds."""
+    """Whether a module's file or folder is as it was recorded, by its stat tuple: quickly, for there are many."""
     top, _, rest = where.partition("/")
-    if len(known := importable.roots(top)) != 1:
+    if (place := importable.only_root(top)) is None:
         return False
-    path = f"{known[0]}/{rest}" if rest else str(known[0])
     try:
-        found = os.stat(path)  # noqa: PTH116 - pathlib would cost more than the system call
-        same = stat == [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+        found = os.stat(f"{place}/{rest}" if rest else place)  # noqa: PTH116 - pathlib would cost more than the call
     except (OSError, ValueError):
         return False
-    return same and not (path.endswith(".py") and os.path.exists(f"{path[:-3]}/__init__.py"))  # noqa: PTH110
+    return stat == stat_tuple(found)
 
 
 def _file_changed(kind: str, where: str, sha256: str, stat: Stat, path: Path | None) -> str | None:
     if path is None:
         return f"{where} is gone"
     shown = where if "/" in where or kind == "setting" else path.name
-    if kind == "module" and path.suffix == ".py" and (path.with_suffix("") / "__init__.py").exists():
-        return f"{shown} is shadowed by a package of its name"
+    if kind == "module" and (by := _shadow(path)) is not None:
+        return f"{shown} is shadowed by {by.name}"
     try:
         path = path.resolve()
         return f"{shown} changed" if stat != stat_of(path) and sha256 != sha256_of(path) else None
     except OSError as error:
         return f"{shown} can't be read: {error.strerror}"
+
+
+def _shadow(path: Path) -> Path | None:
+    """What Python would import instead of the module at `path`, from the same folder."""
+    place = path.with_name(path.name.partition(".")[0])
+    suffixes = importlib.machinery.EXTENSION_SUFFIXES
+    first = [place] if any((place / f"__init__{suffix}").exists() for suffix in (".py", *suffixes)) else []
+    others = [place.with_name(place.name + suffix) for suffix in suffixes] if path.suffix == ".py" else []
+    return next((other for other in (*first, *others) if other.exists()), None)
 
 
 def _find(kind: str, where: str, named: dict[str, Path], importable: _Importable) -> Path | None:
@@ -176,10 +198,26 @@ def _has_suffix(place: Path, suffixes: Iterable[str]) -> bool:
 
 
 class _Importable:
-    """Where top-level modules would be imported from now; each is looked for once."""
+    """Where top-level modules would be imported from now; each is looked for once.
 
-    def __init__(self) -> None:
+    Looking is slow, so what was `recorded` stands while nothing was added to or removed from the import path.
+    """
+
+    def __init__(self, recorded: Iterable[list[Any]] = ()) -> None:
+        self._path = import_path()
         self._found: dict[str, list[Path]] = {}
+        self._only: dict[str, str | None] = {}
+        self._listed: dict[int, frozenset[str]] = {}
+        self._touched: list[int] | None = None  # the places that something may have been added to
+        for kind, where, _, stat in recorded:
+            if kind == "path" and where == os.pathsep.join(self._path):
+                before, now = _by_place(stat), _by_place(_path_stat())
+                self._touched = [index for index, found in enumerate(now) if before[index] != found]
+            elif kind == "root" and self._touched is not None:
+                index, _, name = where.partition("/")
+                top = name.partition(".")[0]
+                if not any(number == int(index) or top in self._tops_in(number) for number in self._touched):
+                    self._only[top] = f"{self._path[int(index)]}/{name}"
 
     def roots(self, top: str) -> list[Path]:
         """The folders of a package, or the file of a module; empty where there is none."""
@@ -187,14 +225,52 @@ class _Importable:
             self._found[top] = _roots(top)
         return self._found[top]
 
+    def only_root(self, top: str) -> str | None:
+        """The same where there is just one, as text."""
+        if top not in self._only:
+            known = self.roots(top)
+            self._only[top] = str(known[0]) if len(known) == 1 else None
+        return self._only[top]
+
     @cached_property
     def early(self) -> frozenset[str]:
         """Names that could be found before the standard library's and torch's, which lie at the end of the path."""
-        places = [Path(place).resolve() for place in sys.path]
-        ends = [index for index, place in enumerate(places) if place in (_STDLIB, *_SITE)]
-        before = places[: max(ends, default=len(places))]
-        foreign = [place for place in before if not place.is_relative_to(_STDLIB) and place.is_dir()]
-        return frozenset(name.partition(".")[0] for place in foreign for name in os.listdir(place))  # noqa: PTH208
+        ends = [index for index, place in enumerate(self._path) if place in _LAST]
+        before = range(max(ends, default=len(self._path)))
+        # a place that goes by another name here is listed too, which only costs time
+        foreign = [index for index in before if not f"{self._path[index]}/".startswith(_LAST)]
+        listed = foreign if self._touched is None else [index for index in foreign if index in self._touched]
+        return frozenset(top for index in listed for top in self._tops_in(index))
+
+    def _tops_in(self, index: int) -> frozenset[str]:
+        """What may be a top-level module in a place on the import path."""
+        if index not in self._listed:
+            names: list[str] = []
+            with suppress(OSError):
+                names = os.listdir(self._path[index] or ".")  # noqa: PTH208 - the names are all that is asked for
+            self._listed[index] = frozenset(name.partition(".")[0] for name in names)
+        return self._listed[index]
+
+
+def _path_stat() -> Stat:
+    """The stat tuples of all places on the import path, one after the other; zeros for what isn't there."""
+    found = []
+    for place in import_path():
+        try:
+            found += stat_tuple(os.stat(place or "."))  # noqa: PTH116 - pathlib would cost more than the call
+        except OSError:
+            found += [0] * 5
+    return found
+
+
+def _by_place(stat: Stat) -> list[Stat]:
+    return [stat[start : start + 5] for start in range(0, len(stat), 5)]
+
+
+def _path() -> Dependency:
+    """The import path as it is now, without the stat tuples of places that are too young to trust them."""
+    known = [number for stat in _by_place(_path_stat()) for number in (stat if settled(stat) else [-1] * 5)]
+    return Dependency("path", os.pathsep.join(import_path()), "", known)
 
 
 def _roots(top: str) -> list[Path]:
@@ -205,9 +281,11 @@ def _roots(top: str) -> list[Path]:
         return []
     if spec is None:
         return []
+    found = [spec.origin] if spec.origin else []
     if spec.submodule_search_locations is not None:
-        return [Path(location) for location in spec.submodule_search_locations]
-    return [Path(spec.origin)] if spec.origin else []
+        found = list(spec.submodule_search_locations)
+    foreign = set(sys.path).difference(import_path())
+    return [Path(place) for place in found if not foreign or str(Path(place).parent) not in foreign]
 
 
 def _is_covered(top: str, importable: _Importable) -> bool:
@@ -281,13 +359,30 @@ class Recorder:
                 found.setdefault(path, _place(path, text, tops, importable))
             elif not path.exists() and not _covered(path):
                 absent.append(Dependency("no-file", text, ""))
+        for path, (kind, where) in list(found.items()):
+            if kind == "module" and "/" in where:
+                found.setdefault(path.parent, ("folder", where.rpartition("/")[0]))
         files = [take(kind, where, path) for path, (kind, where) in found.items()]
         paths = [Path(item.where) for item in [*files, *absent] if item.kind in {"file", "no-file"}]
         installed = {_is_installed(path) for path in paths if path.is_absolute()}
         places = ([_INSTALLED] if True in installed else []) + ([".", *_PLACES, *tops] if False in installed else [])
         anchors = [Dependency("anchor", name, _anchored(name, importable)) for name in places]
         covered = [top for top in _covered_tops() if _is_covered(top, importable)]
-        return [*files, *absent, *anchors, Dependency("covered", " ".join(covered), "")]
+        roots = (
+            _root(top, importable)
+            for top in {item.where.partition("/")[0] for item in files if item.kind == "module"}
+        )
+        shortcuts = [_path(), *filter(None, roots)]
+        return [*files, *absent, *anchors, Dependency("covered", " ".join(covered), ""), *shortcuts]
+
+
+def _root(top: str, importable: _Importable) -> Dependency | None:
+    """Where on the import path a top-level module lies, if it simply lies there."""
+    path = import_path()
+    for root in importable.roots(top):
+        if str(root.parent) in path:
+            return Dependency("root", f"{path.index(str(root.parent))}/{root.name}", "")
+    return None
 
 
 def _place(path: Path, text: str, tops: Iterable[str], importable: _Importable) -> tuple[str, str]:
@@ -328,12 +423,18 @@ def _covered(path: Path) -> bool:
 
 _STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 _SITE = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]  # lies inside of it, often
+# As sys.path spells them, and resolved.
+_LAST = tuple({str(_STDLIB), *map(str, _SITE), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))})
 _SURROUNDINGS = frozenset(("no-module", "no-file", "covered", "anchor"))  # what is no file
+_SHORTCUTS = frozenset(("folder", "path", "root"))  # what matters there was recorded file by file
 _INSTALLED = "site-packages"
 # Variables that reach the compile worker and say where a user's files are.
 _PLACES = ("$HOME", "$XDG_CACHE_HOME", "$TORCH_HOME", "$HF_HOME")
 _ZIPPED = _STDLIB.parent / f"python{sys.version_info.major}{sys.version_info.minor}.zip"  # searched before it
-_COVERED = (*(f"{place}/" for place in (*_roots("torch"), _ZIPPED)), "/proc/", "/sys/", "/dev/")
+# By their versions; the last three are what `import torch` brings along, and compute nothing.
+_TOOLCHAIN = ("torch", "torchgen", "numpy", "tqdm", "typing_extensions", "_distutils_hack")
+_PLACES_COVERED = (*(root for top in _TOOLCHAIN for root in _roots(top)), _ZIPPED)
+_COVERED = (*(f"{place}/" for place in _PLACES_COVERED), "/proc/", "/sys/", "/dev/")
 
 
 def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:

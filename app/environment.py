@@ -9,16 +9,28 @@ import importlib.metadata
 import os
 import platform
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
 
+_VENDORED = "setuptools/_vendor"
+
 
 def python_version() -> str:
     """Like 3.11.7."""
     return platform.python_version()
+
+
+def import_path() -> list[str]:
+    """`sys.path` without what setuptools adds to it once anything imports it: copies of packages, for itself.
+
+    A process that imported torch's inductor has them and a fresh one hasn't; a model isn't built from them.
+    """
+    return [place for place in sys.path if not place.endswith(_VENDORED)]
 
 
 @functools.cache
@@ -54,6 +66,7 @@ def toolchain() -> dict[str, Any]:
         "torch_git": torch["git_version"],
         "cuda": torch["cuda"],
         "triton": installed("triton"),
+        "numpy": installed("numpy"),
     }
 
 
@@ -81,21 +94,40 @@ def cpu_name() -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
+@contextmanager
+def _nvml() -> Iterator[ctypes.CDLL | None]:
+    """NVIDIA's management library, started; None where there is no driver, or one too old to have it."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")  # by name: ctypes.util.find_library runs ldconfig and the C compiler
+        started = nvml.nvmlInit_v2() == 0
+    except (AttributeError, OSError):
+        yield None
+        return
+    try:
+        yield nvml if started else None
+    finally:
+        if started:
+            nvml.nvmlShutdown()
+
+
 @functools.cache
 def gpus() -> list[str]:
     """Compute capability of each CUDA device, like `9.0`, from NVML; empty where there is no driver."""
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")  # by name: ctypes.util.find_library runs ldconfig and the C compiler
-    except OSError:
-        return []
-    if nvml.nvmlInit_v2() != 0:
-        return []
-    try:
+    with _nvml() as nvml:
+        if nvml is None:
+            return []
         count = ctypes.c_uint()
         nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
         return [_capability(nvml, index) for index in range(count.value)]
-    finally:
-        nvml.nvmlShutdown()
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's version, or None where there is none."""
+    with _nvml() as nvml:
+        text = ctypes.create_string_buffer(80)  # NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE
+        if nvml is None or nvml.nvmlSystemGetDriverVersion(text, len(text)) != 0:
+            return None
+        return text.value.decode(errors="replace")
 
 
 def _capability(nvml: ctypes.CDLL, index: int) -> str:
@@ -198,6 +230,31 @@ def filesystem_of(path: Path, mounts: str | None = None) -> str:
         if path.resolve().is_relative_to(place) and len(place) >= longest:
             found, longest = fields[2], len(place)
     return found
+
+
+# The limit, what is taken of it, and a line of statistics: what the kernel would drop first. Version 2, then 1.
+CGROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+
+
+def free_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that a new process could take, within the container's limit; None where the system doesn't tell."""
+    known = _numbers(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo"), 1024)
+    for limit, taken, statistics, cached in CGROUPS:
+        most, used = _numbers(r"^(\d+)$", cgroup / limit), _numbers(r"^(\d+)$", cgroup / taken)
+        if most and used:  # version 2 says `max` where there is no limit
+            known.append(max(0, most[0] - used[0] + sum(_numbers(rf"^{cached} (\d+)$", cgroup / statistics))))
+    return min(known, default=None)
+
+
+def _numbers(pattern: str, path: Path, unit: int = 1) -> list[int]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [int(number) * unit for number in re.findall(pattern, text, flags=re.MULTILINE)]
 
 
 def compiler() -> str:

@@ -70,6 +70,18 @@ class LoadError(AppError):
     stage = "load"
 
 
+class CaptureError(AppError):
+    """A CUDA graph can't be captured, or must not be replayed."""
+
+    stage = "capture"
+
+
+class ServeError(AppError):
+    """A rung failed while it served a call."""
+
+    stage = "run"
+
+
 class MissError(AppError):
     """`cache.on_miss=fail`, and it was a miss."""
 

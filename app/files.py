@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from pathlib import Path
 
@@ -17,7 +18,11 @@ def stat_of(path: Path) -> Stat:
 
     Symbolic links are not followed.
     """
-    found = path.lstat()
+    return stat_tuple(path.lstat())
+
+
+def stat_tuple(found: os.stat_result) -> Stat:
+    """What `stat_of` makes of a system call's answer."""
     return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 

@@ -21,7 +21,7 @@ from .environment import python_version, target, toolchain
 from .errors import ConfigError
 
 # Raise it when the same factors come to mean other code: a change of what compiler/ does, say.
-KEY_SCHEMA = 2
+KEY_SCHEMA = 3
 
 
 def canonical(value: Any) -> str:
@@ -140,7 +140,8 @@ def object_key(request: Key, *, graph: Mapping[str, Any], weights: Mapping[str, 
     factors = {
         **shared,
         "inductor": request.factors["mode"]["inductor"],
-        "toolchain": {k: v for k, v in request.factors["toolchain"].items() if k != "python"},
+        # the graph says all that Python and NumPy had a part in
+        "toolchain": {k: v for k, v in request.factors["toolchain"].items() if k not in {"python", "numpy"}},
         "graph": graph,
         "weights": {**request.factors["weights"], **weights},
     }

@@ -100,6 +100,8 @@ def open_objects(
                 return NotFound([f"the artifact is gone: {reason}"])
             case Corrupt(_, reason):
                 return NotFound([f"the artifact was damaged and is quarantined: {reason}"])
+    if store.trust.policy != "own" and opened["objects"].manifest.holds_pickles:
+        return NotFound(["the artifact holds pickles, which are loaded with cache.trust=own only"])
     if (why := environment.lacks(opened["objects"].manifest.factors["target"])) is not None:
         return NotFound([f"the artifact can't run here: {why}"])
     return Found(outcome, opened["objects"], opened.get("weights"))

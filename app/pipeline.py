@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from . import environment
+from . import capturing, environment, planning, tuning
 from .acquire import acquire, demand, load, opened
-from .benchmark import benchmark, measure_memory
+from .benchmark import benchmark, measure_memory, sweep
 from .context import Context
 from .dependencies import named_files
-from .errors import AppError, LoadError
-from .fallback import COMPILED, EAGER, step_down
+from .errors import AppError, CaptureError, LoadError
+from .fallback import COMPILED, CUDAGRAPH, EAGER, served, step_down
 from .lookup import Found
 from .store import Store
 
 if TYPE_CHECKING:
+    from .runtime.jit import JitModel
     from .runtime.model import CompiledModel
-
-logger = logging.getLogger(__name__)
 
 
 def run(context: Context) -> None:
@@ -31,26 +29,32 @@ def run(context: Context) -> None:
     """
     context.record.environment = environment.describe(context.device)
     named_files(context.settings)  # a file that isn't there is a mistake in the config, whatever is done with it
-    say_limits(context)
+    capturing.say_limits(context)
     compiled = None
-    if context.settings.mode.engine == EAGER:
+    if context.settings.mode.engine == EAGER or COMPILED not in context.settings.fallback.rungs:
         context.record.rung = EAGER
     else:
         with falling_back(context), opened(context) as store:
             compiled = obtain(context, store)
-            context.record.rung = COMPILED
+            best = CUDAGRAPH if getattr(compiled, "captured", ()) else COMPILED
+            context.record.rung = served(context.record.fallbacks, best)
     if context.settings.task.name == "benchmark":
-        benchmark(context, compiled)
+        ladder = benchmark(context, compiled)
+        sweep(context, compiled, ladder)
     measure_memory(context)
 
 
-def obtain(context: Context, store: Store) -> CompiledModel | None:
+def obtain(context: Context, store: Store) -> CompiledModel | JitModel | None:
     """The artifact, found or compiled; for a benchmark loaded and compared.
 
     Another process may remove an artifact between finding and loading it: then it was a miss after all, once.
     """
+    if context.settings.graphs.auto and context.settings.task.name == "benchmark":
+        tuning.tune(context, store)
+    tuned = context.record.cache  # what the run found before it was tuned
     for is_last in (False, True):
         found = acquire(context, store)
+        context.record.cache = tuned or context.record.cache
         if context.settings.task.name != "benchmark":
             return None
         try:
@@ -62,8 +66,10 @@ def obtain(context: Context, store: Store) -> CompiledModel | None:
     return None
 
 
-def ready(context: Context, store: Store, found: Found) -> CompiledModel:
+def ready(context: Context, store: Store, found: Found, *, measuring: bool = True) -> CompiledModel | JitModel:
     """Load the artifact, and compare one fresh output with eager before it serves.
+
+    Batch plans are those that are kept, or new ones where `measuring` is allowed.
 
     Raises:
         LoadError: it doesn't load in this process.
@@ -78,6 +84,12 @@ def ready(context: Context, store: Store, found: Found) -> CompiledModel:
         )
         fresh = judge.case(model, batch, max(context.settings.verify.seeds) + 1)
     demand(context, store, found, [fresh])
+    capturing.capture(context, model)
+    try:
+        planning.settle(context, store, found, model, measuring=measuring)
+    except CaptureError as error:
+        capturing.give_up(context, model, error)
+        planning.settle(context, store, found, model, measuring=measuring)
     return model
 
 
@@ -87,18 +99,5 @@ def falling_back(context: Context) -> Iterator[None]:
     try:
         yield
     except AppError as error:
-        step = step_down(error, context.settings.fallback)
-        logger.warning("fallback %s -> %s at %s: %s", step.from_, step.to, step.stage, step.reason)
-        context.record.fallbacks.append(step)
+        context.step(step_down(error, context.settings.fallback, served(context.record.fallbacks)))
         context.record.rung = EAGER
-
-
-def say_limits(context: Context) -> None:
-    """Say what the mode asks for that this device, or this version, doesn't do."""
-    mode = context.settings.mode
-    if not mode.wants_graphs:
-        return
-    if context.device == "cpu":
-        context.warn(f"mode={mode.name} asks for CUDA graphs, which need a GPU: on the CPU it compiles without them")
-    else:
-        context.warn(f"mode={mode.name} asks for CUDA graphs, which this version doesn't capture yet")

@@ -90,6 +90,19 @@ class VerifyInfo:
 
 
 @dataclass(frozen=True)
+class PlanInfo:
+    """How calls of one batch size run, like `16 + 3->4`, what that should take, and what it took (median).
+
+    `padding` counts the rows that are computed and thrown away.
+    """
+
+    steps: str
+    padding: int
+    predicted_ms: float | None
+    p50_ms: float | None
+
+
+@dataclass(frozen=True)
 class Memory:
     """Peak memory of the process and the device, and the size of the artifact."""
 
@@ -128,6 +141,8 @@ class Record:
     speedup_interval: dict[str, list[float] | None] | None = None
     speedup_same_precision: dict[str, float | None] | None = None
     throughput_per_s: dict[str, float] | None = None
+    plans: dict[str, PlanInfo] | None = None
+    unsplittable: str | None = None
     memory: Memory | None = None
     monitor: dict[str, Any] | None = None
     result: list[dict[str, Any]] | None = None

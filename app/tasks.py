@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import alias, lookup, pipeline
+from . import doctor, lookup, names, pipeline
 from .acquire import explain, opened
 from .context import Context
 from .errors import ConfigError, CorruptError, OutputError, StoreError, SweepError, UnreadableError, UntrustedError
-from .keys import request_key
 from .store import KINDS, Manifest, Store, archive
 from .store.trust import create_key, pack, unpack
+from .tuning import tune_buckets
 
 Rows = list[dict[str, Any]]
 SHORTEST_PREFIX = 6  # of a digest, that it be no model's name by chance
@@ -41,7 +41,7 @@ def run(context: Context) -> None:
     elif name in WITHOUT_STORE:
         context.record.result = WITHOUT_STORE[name](context)
     else:
-        with _opened(context) as store:
+        with opened(context) if name == "tune-buckets" else _opened(context) as store:
             context.record.result = WITH_STORE[name](context, store)
 
 
@@ -167,18 +167,16 @@ def rebuild_index(_: Context, store: Store) -> Rows:
     return [{"entries": store.rebuild_index()}]
 
 
-def explain_request(context: Context, store: Store) -> Rows:
-    """What would answer this request, and why or why not; exports where it must, and never compiles."""
-    return explain(context, store, request_key(context.settings, context.device))
-
-
 def export(context: Context, store: Store) -> Rows:
     """Write the selected objects, the weights they were made with, and all aliases into `cache.file`."""
     path = _bundle(context)
     rows: Rows = []
     for manifest in _selected(context, store):
-        weights = manifest.verified.get("weights")
-        rows += [{"kind": "weights", "digest": weights}] if weights and weights not in _digests(rows) else []
+        if manifest.holds_pickles:
+            context.warn(f"{manifest.digest[:12]} is left out: what the jit rung made holds pickles")
+            continue
+        weights = {"kind": "weights", "digest": manifest.verified.get("weights")}
+        rows += [weights] if weights["digest"] and weights not in rows else []
         rows.append({"kind": "objects", "digest": manifest.digest})
     if store.trust.signing_key is not None:
         for row in rows:
@@ -198,10 +196,6 @@ def export(context: Context, store: Store) -> Rows:
     return rows
 
 
-def _digests(rows: Rows) -> set[str]:
-    return {row["digest"] for row in rows}
-
-
 def import_(context: Context) -> Rows:
     """Read the objects and aliases of `cache.file`, those that are trusted and whole; the cache may be a new one."""
     path = _bundle(context)
@@ -211,7 +205,7 @@ def import_(context: Context) -> Rows:
             found = archive.read(stream, store)
             rows += [{"kind": kind, "digest": digest, "refused": None} for kind, digest in found.objects]
             for document in found.documents:
-                rows.append({"kind": "alias", "digest": alias.adopt(store, document), "refused": None})
+                rows.append({"kind": "alias", "digest": names.adopt(store, document), "refused": None})
     except OSError as error:
         raise ConfigError(f"cache.file={str(path)!r} can't be read: {error.strerror or error}") from error
     except ValueError as error:
@@ -292,9 +286,11 @@ WITHOUT_STORE: dict[str, Callable[[Context], Rows]] = {
     "cache.keys": keys,
     "cache.import": import_,
     "warm": warm,
+    "doctor": doctor.examine,
 }
 WITH_STORE: dict[str, Callable[[Context, Store], Rows]] = {
-    "explain": explain_request,
+    "explain": explain,
+    "tune-buckets": tune_buckets,
     "cache.list": list_objects,
     "cache.show": show,
     "cache.verify": verify,

@@ -64,6 +64,6 @@ class Tier:
                 return NotFound([f"the remote has no {kind}/{digest[:12]}"])
         found = lookup.open_objects(self._store, entry["object"], entry["weights"], "remote-hit")
         if isinstance(found, Found):
-            entry |= {"dependencies": dependencies.retaken(entry["dependencies"], named)}
+            entry |= {"dependencies": dependencies.retaken(dependencies.portable(entry["dependencies"]), named)}
             lookup.remember(self._store, request, entry, self._context.settings.model.name)
         return found

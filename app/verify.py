@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from .config import BATCH
+from .runtime.batches import widen
+from .runtime.spec import CallSpec
 from .verdict import Case
 from .workloads import Workload
+
+# Relative L2 distance that rounding may make between two batch sizes, where float64 can't be asked.
+MIXING_LIMIT = 1e-2
 
 
 class Judge:
@@ -28,22 +34,166 @@ class Judge:
         self._eager = eager
         self._exact: nn.Module | None = _in_float64(workload)
 
-    def case(self, compiled: Callable[..., Any], batch: int, seed: int) -> Case:
-        """Run compiled, eager and float64 on the same inputs, and measure."""
-        args, kwargs = self._workload.call(batch, seed)
+    def case(
+        self, compiled: Callable[..., Any], batch: int, seed: int, others: Mapping[str, int] | None = None
+    ) -> Case:
+        """Run compiled, eager and float64 on the same inputs, and measure; `others` are sizes of other dimensions."""
+        args, kwargs = self._workload.call(batch, seed, others)
         with torch.inference_mode():
             try:
                 ours = compiled(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - whatever compiled code raises, eager below doesn't
                 ours = error
+            random = _random_state(self._workload.device)
             eager = self._eager(*args, **kwargs)
+            again = self._eager(*args, **kwargs)
+            drew = not torch.equal(random, _random_state(self._workload.device)) and self._draws(args, kwargs)
             exact = _run_float64(self._exact, args, kwargs) if self._exact is not None else None
         reference, name = (exact, "float64") if exact is not None else (eager, "eager")
         problem = f"it raised {ours!r}" if isinstance(ours, Exception) else _mismatch(ours, eager, reference)
+        if problem is None and drew:  # then eager's distance from float64 is no rounding, and no bar
+            problem = "the model is random: eager draws from torch's generators"
+        elif problem is None and (_mismatch(again, eager, eager) or _distance(again, eager)[0] > MIXING_LIMIT):
+            problem = "the model keeps a state: eager answers the same inputs differently when called again"
         if problem is not None:
             return Case(batch, seed, name, math.inf, 0.0, math.inf, problem)
         rel_l2, max_abs = _distance(ours, reference)
         return Case(batch, seed, name, rel_l2, _distance(eager, reference)[0], max_abs)
+
+    def _draws(self, args: Any, kwargs: Any) -> bool:
+        """Whether every call of eager moves torch's generators: other threads draw from them too, now and then."""
+        for _ in range(3):
+            before = _random_state(self._workload.device)
+            self._eager(*args, **kwargs)
+            if torch.equal(before, _random_state(self._workload.device)):
+                return False
+        return True
+
+    def mixing(self, spec: CallSpec, seed: int = 0, *, any_weights: bool = False) -> dict[str, str]:
+        """The dimensions that calls can't be padded in, and why: an output depends on what lies beyond its own part.
+
+        The model itself is asked, in float64 where it can be, so that rounding doesn't look like dependence. With
+        `any_weights` it is asked with others too: a gate that is zero today hides what lies behind it.
+        """
+        found = self._mixings(spec, seed)
+        if any_weights:
+            weights = {**dict(self._asked.named_parameters()), **dict(self._asked.named_buffers())}
+            before = {name: value.detach().clone() for name, value in weights.items()}
+            generator = torch.Generator(self._workload.device).manual_seed(seed)
+            with torch.no_grad():
+                for value in weights.values():
+                    if value.is_floating_point():  # upwards, for there are variances among them
+                        value.add_(0.1 * torch.rand(value.shape, generator=generator, device=value.device).to(value))
+                try:
+                    found = {**self._mixings(spec, seed), **found}
+                finally:
+                    for name, value in weights.items():
+                        value.copy_(before[name])
+        return found
+
+    def _mixings(self, spec: CallSpec, seed: int) -> dict[str, str]:
+        found = {
+            dim: self._mixing_rows(spec, seed) if dim == BATCH else self._mixing(spec, dim, seed)
+            for dim in spec.out_axes
+        }
+        return {dim: why for dim, why in found.items() if why is not None}
+
+    def _mixing_rows(self, spec: CallSpec, seed: int) -> str | None:
+        """Each half of a batch is run with garbage in the other half, and alone: a batch mean would show."""
+        low, high = spec.dims[BATCH]
+        half = max(2, low)
+        if 2 * half > high:
+            return f"a batch of at most {high} has no two halves to compare"
+        axes, outs, limit = spec.in_axes(), spec.out_axes[BATCH], self._limit
+        inputs, others = self._named(spec, 2 * half, seed), self._named(spec, 2 * half, seed + 1)
+        try:
+            whole = self._run(spec, inputs)
+            for start in (0, half):
+                expected = _rows(pytree.tree_leaves(whole), outs, start, half)
+                spoilt = _spoilt(inputs, others, axes, half - start, half)
+                found = _rows(pytree.tree_leaves(self._run(spec, spoilt)), outs, start, half)
+                if _differ(found, expected, limit):
+                    return "a row's output depends on the other rows' values"
+                alone = pytree.tree_leaves(self._run(spec, _rows(inputs, axes, start, half)))
+                if _differ(_rows(alone, outs, 0, half), expected, limit):
+                    return "a row's output depends on the number of rows"
+        except Exception as error:  # noqa: BLE001 - the user's module, on inputs that nobody promised it
+            return f"whether rows are independent can't be told: {type(error).__name__}: {error}"[:300]
+        return None
+
+    def _mixing(self, spec: CallSpec, dim: str, seed: int) -> str | None:
+        """Padded as calls are, a sequence answers as it does alone: a mean without a mask would show."""
+        (low, high), example = spec.dims[dim], self._workload.sizes()[dim]
+        size = min(example, max(low, high - 1))
+        if size == high:
+            return f"the {dim} is always {high}"
+        axes, outs = spec.in_axes(dim), spec.out_axes[dim]
+        try:
+            inputs = self._named(spec, None, seed, {dim: size})
+            expected = pytree.tree_leaves(self._run(spec, inputs))
+            for wider in {size + 1, min(2 * size + 1, high)}:
+                padded = widen(inputs, axes, wider, [item.padding for item in spec.inputs])
+                found = pytree.tree_leaves(self._run(spec, padded))
+                if _differ(_rows(found, outs, 0, size), expected, self._limit):
+                    return f"an output depends on what the {dim} is padded with"
+        except Exception as error:  # noqa: BLE001 - as above
+            return f"whether the {dim} can be padded can't be told: {type(error).__name__}: {error}"[:300]
+        return None
+
+    @property
+    def _asked(self) -> nn.Module:
+        return self._exact if self._exact is not None else self._eager
+
+    @property
+    def _limit(self) -> float:
+        return 1e-6 if self._exact is not None else MIXING_LIMIT
+
+    def _named(
+        self, spec: CallSpec, batch: int | None, seed: int, others: Mapping[str, int] | None = None
+    ) -> list[torch.Tensor]:
+        args, kwargs = self._workload.call(batch, seed, others)
+        positional = iter(args)
+        return [kwargs[item.name] if item.keyword else next(positional) for item in spec.inputs]
+
+    def _run(self, spec: CallSpec, values: list[torch.Tensor]) -> Any:
+        given = list(zip(spec.inputs, values, strict=True))
+        args = tuple(value for item, value in given if not item.keyword)
+        kwargs = {item.name: value for item, value in given if item.keyword}
+        with torch.inference_mode():
+            if self._exact is not None:
+                return _run_float64(self._exact, args, kwargs)
+            return self._eager(*args, **kwargs)
+
+
+Axes = Sequence[int | None]
+
+
+def _spoilt(
+    values: Sequence[torch.Tensor], others: Sequence[torch.Tensor], axes: Axes, start: int, rows: int
+) -> list[torch.Tensor]:
+    """Copies with garbage in some rows: NaN, or another draw's values where there is no NaN."""
+    spoilt = [value.clone() for value in values]
+    for value, other, axis in zip(spoilt, others, axes, strict=True):
+        if axis is not None:
+            garbage = torch.full_like(other, math.nan) if other.is_floating_point() else other
+            value.narrow(axis, start, rows).copy_(garbage.narrow(axis, start, rows))
+    return spoilt
+
+
+def _rows(values: Sequence[Any], axes: Axes, start: int, rows: int) -> list[Any]:
+    return [v if axis is None else v.narrow(axis, start, rows) for v, axis in zip(values, axes, strict=True)]
+
+
+def _random_state(device: str) -> torch.Tensor:
+    """Where torch's generators stand: a call that moves them is random, however little its output shows it."""
+    states = [torch.get_rng_state()]
+    if device.startswith("cuda"):
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states)
+
+
+def _differ(ours: Sequence[Any], expected: Sequence[Any], limit: float) -> bool:
+    return any(map(_leaf_mismatch, ours, expected, expected)) or _distance(ours, expected)[0] > limit
 
 
 def _in_float64(workload: Workload) -> nn.Module | None:
@@ -81,7 +231,10 @@ def _mismatch(ours: Any, eager: Any, reference: Any) -> str | None:
 
 def _leaf_mismatch(ours: Any, eager: Any, exact: Any) -> str | None:
     if not isinstance(eager, torch.Tensor) or not isinstance(ours, torch.Tensor):
-        same = type(ours) is type(eager) and ours == eager
+        try:
+            same = type(ours) is type(eager) and bool(ours == eager)
+        except Exception:  # noqa: BLE001 - the user's class, which may hold tensors: nobody can tell
+            same = False
         return None if same else f"is {_words(ours)}, eager's is {_words(eager)}"
     if ours.shape != eager.shape or ours.dtype != eager.dtype:
         return f"is {ours.dtype} {list(ours.shape)}, eager's is {eager.dtype} {list(eager.shape)}"

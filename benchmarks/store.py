@@ -20,6 +20,7 @@ import platform
 import random
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,13 +29,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
 
-from app import dependencies, lookup
 from app import environment as machine
-from app.config import ModelConfig, Settings
+from app import lookup
 from app.keys import Key
 from app.store import Hit, Store
 
 ROOT = Path(__file__).resolve().parent.parent
+# What the compile worker records for the reference model `linear`.
+RECORD = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])  # as a worker's is its parent's
+from app.compiler.worker import prepare
+from app.config import InputConfig, ModelConfig, Settings
+from app.keys import request_key
+
+inputs = [InputConfig(name="x", shape=["batch", 768])]
+settings = Settings(model=ModelConfig(target="app.workloads.reference:linear", inputs=inputs))
+print(json.dumps(prepare(settings, request_key(settings, "cpu").factors, "cpu").dependencies))
+"""
 TARGET = {"target": {"machine": platform.machine(), "flags": []}}
 
 
@@ -70,11 +82,8 @@ def timed(action: Callable[..., object], *arguments: object) -> float:
 
 def fill(root: Path, count: int) -> list[Key]:
     """A store of small objects, one request each, with a real model's list of dependencies."""
-    import torch  # noqa: F401 - what it imports is part of the list
-
-    settings = Settings(model=ModelConfig(program="unused.pt2"))
-    with mock.patch.object(dependencies, "named_files", return_value={}):
-        recorded = [item.to_json() for item in dependencies.Recorder().dependencies(settings)]
+    command = [sys.executable, "-c", RECORD, json.dumps(sys.path)]
+    recorded = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     requests = [Key({"request": number, "schema": 1}) for number in range(count)]
     # the disk is not waited for, and neither is the index: both are measured apart
     with mock.patch("os.fsync"), Store(root) as store:

@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -322,3 +324,36 @@ def num_objects():
         return len(list((store / kind).glob("??/*/manifest.json")))
 
     return count
+
+
+@pytest.fixture(scope="session")
+def hammer():
+    """Call from as many threads as there are values, each with its own, and compare with what one thread gets."""
+
+    def run(call: Callable[[Any], Any], values: Sequence[Any], seconds: float) -> int:
+        import torch
+
+        expected = [call(value) for value in values]
+        calls, wrong = [0] * len(values), []
+        deadline = time.monotonic() + seconds
+
+        def work(n: int) -> None:
+            try:
+                while time.monotonic() < deadline:
+                    if not torch.equal(call(values[n]), expected[n]):
+                        wrong.append(n)
+                    calls[n] += 1
+            except Exception as error:  # noqa: BLE001 - a thread's exception would be lost
+                wrong.append(error)
+
+        threads = [threading.Thread(target=work, args=[n], daemon=True) for n in range(len(values))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(seconds + 60)
+        assert not any(thread.is_alive() for thread in threads)
+        assert wrong == []
+        assert min(calls) > 0
+        return sum(calls)
+
+    return run

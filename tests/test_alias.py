@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
-from app import alias
+from app import alias, names
 from app.config import CacheConfig
 from app.errors import ConfigError, MissError
 from app.store import Store, Trust
@@ -64,11 +65,46 @@ def test_an_alias_that_a_stranger_wrote_is_refused(compose_settings, tmp_path):
     create_key(tmp_path / "stranger.pem")
     trusted = create_key(tmp_path / "ours.pem")
     with Store(tmp_path / "store", trust=Trust("signed", (), tmp_path / "stranger.pem")) as store:
-        alias.save(store, "scorer", compose_settings(["model=linear"]))
+        names.save(store, "scorer", compose_settings(["model=linear"]))
     cache = CacheConfig(dir=str(tmp_path / "store"), trust="signed", keys=[trusted])
     with pytest.raises(ConfigError, match=r"not among cache\.keys"):
         alias.load("scorer", cache)
     with Store(tmp_path / "store", trust=Trust("signed", (), tmp_path / "ours.pem")) as store:
-        alias.save(store, "scorer", compose_settings(["model=linear"]))
+        names.save(store, "scorer", compose_settings(["model=linear"]))
     with pytest.raises(MissError):
         alias.load("scorer", cache)
+
+
+@pytest.fixture
+def missing(named, fresh_store):
+    """A store that knows the alias, and hasn't its artifact."""
+    with Store(fresh_store) as store, Store(Path(named.dir)) as first:
+        store.write_document("aliases", "scorer", first.documents("aliases")["scorer"])
+    return fresh_store
+
+
+@pytest.mark.slow
+def test_a_miss_is_served_by_eager_and_by_the_artifact_once_another_process_has_made_it(missing, loaded, assert_same):
+    import torch
+
+    model = alias.load("scorer", CacheConfig(dir=str(missing), on_miss="background"))
+    value = torch.randn(3, 768)
+    with torch.inference_mode():
+        assert_same(model(value), loaded("linear").eager(value))
+        assert model.stats()["calls"] == {"eager": 1}
+        deadline = time.monotonic() + 240
+        while "compiled" not in model.stats()["calls"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+            assert_same(model(value), loaded("linear").eager(value))
+
+
+@pytest.mark.slow
+def test_a_miss_is_served_by_eager_alone_where_that_is_asked(missing, loaded, assert_same):
+    import torch
+
+    model = alias.load("scorer", CacheConfig(dir=str(missing), on_miss="eager"))
+    value = torch.randn(3, 768)
+    with torch.inference_mode():
+        assert_same(model(value), loaded("linear").eager(value))
+    assert model.stats()["calls"] == {"eager": 1}

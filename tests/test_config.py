@@ -168,7 +168,11 @@ def test_the_defaults_are_those_of_the_main_job():
 
 def test_strict_raises_at_every_stage_where_graceful_warns():
     def actions(option):
-        return {v for n, v in dataclasses.asdict(settings_from(f"fallback={option}").fallback).items() if n != "name"}
+        return {
+            v
+            for n, v in dataclasses.asdict(settings_from(f"fallback={option}").fallback).items()
+            if n.startswith("on_")
+        }
 
     assert actions("graceful") == {"warn"}
     assert actions("strict") == {"raise"}
@@ -204,6 +208,8 @@ def test_settings_survive_the_way_to_the_worker():
         ({"graphs": {"batch_sizes": []}}, ["graphs.batch_sizes", "[]"]),
         ({"graphs": {"batch_sizes": [0]}}, ["graphs.batch_sizes", "at least 1"]),
         ({"graphs": {"batch_sizes": [2, 2]}}, ["graphs.batch_sizes", "different"]),
+        ({"graphs": {"max_buckets": 0}}, ["graphs.max_buckets", "at least 1"]),
+        ({"graphs": {"histogram": ""}}, ["graphs.histogram", "a file"]),
         ({"graphs": {"batch_sizes": [1025]}}, ["graphs.batch_sizes", "1025", "1 to 1024"]),
         ({"nonsense": 1}, ["nonsense", "valid: model, mode,", "debug"]),
         ({"measure": {"warm": 1}}, ["measure.warm", "valid: warmup, min_samples, max_samples, budget_s"]),
@@ -329,6 +335,13 @@ OTHERS = {
     "task.name": "compile",
     "output": "json",
     "batch_sizes": [2, 3],
+    "buckets": {"batch": [2, 3]},
+    "enabled": "false",
+    "graphs.outputs": "view",
+    "memory_limit": "1 GB",
+    "plan": "off",
+    "histogram": "sizes.json",
+    "rungs": ["eager"],
     "model.target": "m:other",
     "target": "x86-64-v2",
     "depends_on": ["b"],

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -57,9 +58,35 @@ def test_stat_tuples_of_another_machine_are_replaced_by_this_one_s(tmp_path):
     other.write_text("2")
     assert [stat for *_, stat in dependencies.portable(recorded)] == [[], [], [], []]
     time.sleep(2.1)  # a younger file may change without its stat tuple
-    found = dependencies.retaken(recorded, {"model.checkpoint": other})
+    found = dependencies.retaken(dependencies.portable(recorded), {"model.checkpoint": other})
     assert [stat for *_, stat in found] == [stat_of(same), [], [], []]
     assert [item[:3] for item in found] == [item[:3] for item in recorded]
+
+
+def test_what_python_finds_on_its_path_is_not_looked_for_while_the_path_stays(project, monkeypatch):
+    record(project)  # writes its __pycache__
+    time.sleep(2.1)  # a younger place may change without its stat tuple
+    recorded = record(project)
+    (path,) = [item for item in recorded if item[0] == "path"]
+    roots = {where.partition("/")[2] for kind, where, _, _ in recorded if kind == "root"}
+    assert {"shop", "single.py"} <= roots
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "path", path[1].split(os.pathsep))
+    looked_for = []
+    monkeypatch.setattr(dependencies, "_roots", lambda top: looked_for.append(top) or [])
+    importable = dependencies._Importable(recorded)
+    assert importable.only_root("shop") == str(project / "shop")
+    assert importable.only_root("single") == str(project / "single.py")
+    assert not looked_for
+
+
+@pytest.mark.parametrize("name", ["single/__init__.py", f"single{EXTENSION_SUFFIXES[0]}"])
+def test_a_top_level_module_that_is_shadowed_where_it_lies_is_a_change(project, name):
+    recorded = [item for item in record(project) if item[0] != "anchor"]
+    assert ask(project, recorded) is None
+    (project / name).parent.mkdir(exist_ok=True)
+    (project / name).write_text("")
+    assert "single" in ask(project, recorded)
 
 
 def settings_for(**model):
@@ -153,8 +180,8 @@ def test_the_standard_library_and_torch_are_left_to_the_toolchains_factors(proje
     with (project / "shop" / "model.py").open("a") as file:
         file.write("import torch\n")
     tops = {where.partition("/")[0] for kind, where, _, _ in record(project) if kind == "module"}
-    assert tops >= {"shop", "single", "app", "numpy"}
-    assert not tops & {"torch", "json", "wave", "random", "pathlib", "os", "encodings"}
+    assert tops >= {"shop", "single", "app"}
+    assert not tops & {"torch", "torchgen", "numpy", "json", "wave", "random", "pathlib", "os", "encodings"}
     files = [where for kind, where, _, _ in record(project) if kind == "file"]
     assert not [path for path in files if path.startswith(("/proc", "/sys", "/dev")) or path.endswith(".pyc")]
 
@@ -360,6 +387,16 @@ def test_a_module_that_was_searched_in_vain_and_appears_is_a_change(tmp_path, mo
     assert changed(absent, {}) == "surely_not_installed_yet is there now"
 
 
+def test_the_copies_of_packages_that_setuptools_brings_for_itself_are_not_looked_at(project):
+    (project / "shop" / "model.py").write_text(
+        (project / "shop" / "model.py").read_text() + "\ntry:\n    import backports\nexcept ImportError:\n    pass\n"
+    )
+    recorded = record(project)
+    assert ["no-module", "backports", "", []] in recorded
+    service = f"import setuptools, backports.tarfile\n{ASK}"
+    assert child(service, project, given=json.dumps([recorded, {}])) is None
+
+
 def test_a_folder_that_now_imports_as_a_namespace_is_a_change(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "spaced").mkdir()
@@ -384,15 +421,41 @@ def test_a_file_that_was_opened_in_vain_and_appears_is_a_change(tmp_path):
     assert changed(only, {}) == f"{path} is there now"
 
 
-def test_a_package_that_shadows_a_recorded_module_is_a_change(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name", ["part/__init__.py", f"part{EXTENSION_SUFFIXES[0]}", f"part{EXTENSION_SUFFIXES[-1]}"]
+)
+@pytest.mark.parametrize("with_folder", [True, False])
+def test_what_python_would_import_instead_of_a_recorded_module_is_a_change(tmp_path, monkeypatch, name, with_folder):
     package = tmp_path / "shadowed_package"
     package.mkdir()
     (package / "__init__.py").write_text("")
     module = package / "part.py"
     module.write_text("x = 1")
+    for path in (module, package):
+        os.utime(path, (1, 1))
+    monkeypatch.setattr(files, "SETTLED_NS", 0)  # as if it were old
     monkeypatch.syspath_prepend(tmp_path)
     recorded = [take("module", "shadowed_package/part.py", module).to_json()]
+    if with_folder:
+        recorded.append(take("folder", "shadowed_package", package).to_json())
+    assert all(stat for *_, stat in recorded)
     assert changed(recorded, {}) is None
-    (package / "part").mkdir()
-    (package / "part/__init__.py").write_text("x = 2")
-    assert "shadowed" in changed(recorded, {})
+    (package / name).parent.mkdir(exist_ok=True)
+    (package / name).write_text("x = 2")
+    assert changed(recorded, {}) == f"shadowed_package/part.py is shadowed by {Path(name).parts[0]}"
+
+
+def test_a_new_file_that_shadows_nothing_is_no_change(tmp_path, monkeypatch):
+    package = tmp_path / "steady_package"
+    package.mkdir()
+    module = package / "part.py"
+    module.write_text("x = 1")
+    monkeypatch.setattr(files, "SETTLED_NS", 0)
+    monkeypatch.syspath_prepend(tmp_path)
+    recorded = [
+        take("folder", "steady_package", package).to_json(),
+        take("module", "steady_package/part.py", module).to_json(),
+    ]
+    (package / "results.json").write_text("{}")
+    (package / "part_two.py").write_text("")
+    assert changed(recorded, {}) is None

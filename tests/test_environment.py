@@ -160,3 +160,21 @@ def test_code_for_another_gpu_is_refused_by_its_architecture(monkeypatch):
     here = {"machine": platform.machine(), "flags": []}
     assert environment.lacks({**here, "gpu": "8.6"}) is None
     assert "compute capability 9.0; here: 8.6" in environment.lacks({**here, "gpu": "9.0"})
+
+
+def test_free_memory_is_what_the_container_leaves_with_what_the_kernel_would_drop(tmp_path):
+    here = environment.free_memory(tmp_path)
+    assert here > 0
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    assert environment.free_memory(tmp_path) == 300
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\n")
+    assert environment.free_memory(tmp_path) == 450
+    (tmp_path / "memory.max").write_text("max\n")
+    assert environment.free_memory(tmp_path) > 450
+
+
+def test_a_library_of_nvidia_that_lacks_its_functions_means_no_gpus_and_no_driver(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: types.SimpleNamespace())
+    assert environment.gpus() == []
+    assert environment.driver_version() is None

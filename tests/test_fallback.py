@@ -9,20 +9,22 @@ import pytest
 from app import errors
 from app.config import FallbackConfig
 from app.errors import AppError
-from app.fallback import COMPILED, EAGER, step_down
+from app.fallback import COMPILED, EAGER, JIT, jit_stages, served, step_down, step_to_jit
 from app.record import Fallback
 
 GRACEFUL = FallbackConfig()
-STRICT = FallbackConfig("strict", *["raise"] * (len(dataclasses.fields(FallbackConfig)) - 1))
+STAGES = [field.name for field in dataclasses.fields(FallbackConfig) if field.name.startswith("on_")]
+STRICT = FallbackConfig("strict", **dict.fromkeys(STAGES, "raise"))
 
 SERVED = [errors.StoreError, errors.ExportError, errors.CompileError, errors.VerifyError, errors.LoadError]
-NEVER = [errors.ConfigError, errors.BuildError, errors.OutputError, errors.MissError, errors.InputError, AppError]
+SERVED += [errors.CaptureError, errors.ServeError]
+NEVER = [errors.ConfigError, errors.BuildError, errors.OutputError, errors.MissError, errors.InputError]
 NEVER += [errors.SweepError, errors.CorruptError, errors.UntrustedError, errors.UnreadableError]
 
 
 def test_every_error_is_in_one_of_the_lists():
     kinds = {item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, AppError)}
-    assert kinds == {*SERVED, *NEVER, errors.EagerAskedError}
+    assert kinds == {*SERVED, *NEVER, errors.EagerAskedError, AppError}
 
 
 @pytest.mark.parametrize("kind", SERVED)
@@ -61,14 +63,35 @@ def test_eager_on_a_miss_is_what_was_asked_for_even_under_strict():
     assert step == Fallback(COMPILED, EAGER, "lookup", "cache.on_miss=eager")
 
 
+def test_jit_serves_what_does_not_export_or_lower_and_eager_what_jit_can_not():
+    step = step_to_jit("export", "it broke", GRACEFUL)
+    assert step == Fallback(COMPILED, JIT, "export", "it broke")
+    assert served([]) == COMPILED
+    assert served([step]) == JIT
+    last = step_down(errors.CompileError("this too"), GRACEFUL, served([step]))
+    assert last == Fallback(JIT, EAGER, "compile", "this too")
+    assert served([step, last]) == EAGER
+
+
+@pytest.mark.parametrize("kind", [errors.ExportError, errors.CompileError])
+@pytest.mark.parametrize("policy", [STRICT, dataclasses.replace(GRACEFUL, rungs=["compiled", "eager"])])
+def test_what_jit_may_not_serve_is_the_failure_itself(kind, policy):
+    assert kind.stage not in jit_stages(policy)
+    with pytest.raises(kind, match="it broke"):
+        step_to_jit(kind.stage, "it broke", policy)
+
+
+def test_a_wrong_result_is_not_answered_by_jit():
+    assert jit_stages(GRACEFUL) == ["export", "compile"]
+
+
 def test_every_field_of_the_policy_belongs_to_a_stage():
-    fields = {field.name for field in dataclasses.fields(FallbackConfig)} - {"name"}
-    assert fields == {f"on_{kind.stage}" for kind in SERVED}
+    assert set(STAGES) == {f"on_{kind.stage}" for kind in SERVED}
 
 
 def test_exit_codes_are_those_that_are_documented():
-    assert {kind.__name__: kind.exit_code for kind in (*SERVED, *NEVER) if kind is not AppError} == {
+    assert {kind.__name__: kind.exit_code for kind in (*SERVED, *NEVER)} == {
         "ConfigError": 2, "BuildError": 1, "ExportError": 1, "CompileError": 1, "VerifyError": 3,
-        "StoreError": 1, "LoadError": 1, "MissError": 9, "OutputError": 1, "InputError": 1,
+        "StoreError": 1, "LoadError": 1, "CaptureError": 1, "ServeError": 1, "MissError": 9, "OutputError": 1, "InputError": 1,
         "SweepError": 4, "CorruptError": 6, "UntrustedError": 7, "UnreadableError": 8,
     }  # fmt: skip

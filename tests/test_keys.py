@@ -152,7 +152,7 @@ SHARED = [
     for path in places(dict(request().factors))
     if path[0] in {"schema", "device", "target", "numerics", "weights"}
     or path[:2] == ("mode", "inductor")
-    or (path[0] == "toolchain" and path[1] != "python")
+    or (path[0] == "toolchain" and path[1] not in {"python", "numpy"})
 ]
 BUILT = [path for path in places(dict(request().factors)) if path not in SHARED]
 

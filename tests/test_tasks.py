@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from app import alias, tasks
+from app import names, tasks
 from app.config import CacheConfig
 from app.errors import AppError
 from app.store import Store, Trust
@@ -140,7 +140,7 @@ def test_a_bundle_carries_objects_and_aliases_to_a_cache_that_trusts_the_key(roo
     put(root, "a")
     put(root, "b")
     with Store(root) as store:
-        alias.save(store, "scorer", compose_settings(["model=linear"]))
+        names.save(store, "scorer", compose_settings(["model=linear"]))
     key, bundle, other = create_key(tmp_path / "key.pem"), tmp_path / "bundle.tar", tmp_path / "other"
     code, rows = task(
         "cache.export", f"cache.file={bundle}", "cache.select=[a]", f"cache.signing_key={tmp_path}/key.pem"
@@ -163,7 +163,7 @@ def test_a_bundle_carries_objects_and_aliases_to_a_cache_that_trusts_the_key(roo
     with Store(other, trust=Trust("signed", (key,))) as store:
         assert type(store.read("objects", digest_of("a"))).__name__ == "Hit"
         cache = CacheConfig(dir=str(other), trust="signed", keys=[key])
-        assert alias.read(store, "scorer", cache).model.name == "linear"
+        assert names.read(store, "scorer", cache).model.name == "linear"
     bundle.write_bytes(b"no archive" * 100)
     assert imported("cache.trust=signed", f"cache.keys=[{key}]") == (1, None)
 

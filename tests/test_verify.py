@@ -284,3 +284,24 @@ def test_equal_batch_and_seed_judge_equal_inputs(mlp):
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
     assert [len(x) for x in seen] == [2, 2, 2, 3]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-7], ids=["large", "too-small-to-see"])
+def test_a_random_model_is_refused_whatever_its_distance_from_float64(scale):
+    def noisy(x):
+        return x + torch.rand_like(x) * scale
+
+    _, why = judged_functions(noisy, noisy)
+    assert "random" in why
+
+
+def test_a_model_that_answers_differently_each_time_is_refused():
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x * self.calls
+
+    _, why = judged(Counting(), lambda x: x)
+    assert "answers the same inputs differently" in why

@@ -13,14 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import errors
 from ..config import Settings
-from ..environment import LIMITS, compiler, torch_version
+from ..environment import LIMITS, compiler, import_path, torch_version
 from ..errors import AppError, CompileError
 from ..files import sha256_of
 from ..keys import Key, digest
@@ -86,6 +86,8 @@ def compile_in_worker(
     log: Path,
     on_phase: Callable[[str], None],
     on_object: Callable[[str], None],
+    on_step: Callable[[str, str], None],
+    jit: Sequence[str] = (),
     only_export: bool = False,
 ) -> Compiled:
     """Build, export, compile and verify in a worker process.
@@ -101,6 +103,8 @@ def compile_in_worker(
         on_phase: Called with the name of each phase as it begins.
         on_object: Called with the object's digest before the store is searched for it; the worker waits meanwhile,
             outside of its time limit.
+        on_step: Called with stage and message where the worker goes on to torch.compile.
+        jit: The stages whose failure it may answer so.
         only_export: Compile nothing; a `miss` then has no artifact.
 
     Raises:
@@ -118,12 +122,14 @@ def compile_in_worker(
         "store": str(store),
         "debug": settings.debug,
         "only_export": only_export,
+        "jit": list(jit),
     }
     allowed = (*ALLOWED_ENVIRONMENT, *settings.model.environment)
     environment = {name: os.environ[name] for name in allowed if name in os.environ}
     environment |= {"TORCHINDUCTOR_CACHE_DIR": str(private), "PYTHONDONTWRITEBYTECODE": "1"}
     environment |= LIMITS.get(settings.target, {})
-    result = _Worker(message, environment, log, on_phase, on_object).run(settings.compile.timeout_s)
+    worker = _Worker(message, environment, log, on_phase=on_phase, on_object=on_object, on_step=on_step)
+    result = worker.run(settings.compile.timeout_s)
     if not warm:
         _keep_probes(scratch, probes, private)
     artifact, weights = staging / ARTIFACT, staging / WEIGHTS_FOLDER
@@ -172,11 +178,13 @@ class _Worker:
         message: dict[str, Any],
         environment: dict[str, str],
         log: Path,
+        *,
         on_phase: Callable[[str], None],
         on_object: Callable[[str], None],
+        on_step: Callable[[str, str], None],
     ) -> None:
         self._message, self._environment, self._log = message, environment, log
-        self._on_phase, self._on_object = on_phase, on_object
+        self._on_phase, self._on_object, self._on_step = on_phase, on_object, on_step
         self._phase = "start"
 
     def run(self, timeout_s: float) -> dict[str, Any]:
@@ -206,7 +214,7 @@ class _Worker:
                 process.wait()
 
     def _say(self, process: subprocess.Popen[bytes], events: int) -> None:
-        boot = {"path": sys.path, "module": f"{__package__}.worker"}
+        boot = {"path": import_path(), "module": f"{__package__}.worker"}
         _tell(process, f"{json.dumps(boot)}\n{json.dumps({**self._message, 'events': events})}\n")
 
     def _listen(
@@ -234,6 +242,9 @@ class _Worker:
                         self._on_object(event["digest"])
                         deadline += time.monotonic() - began
                         _tell(process, "go on\n")
+                        continue
+                    if event["event"] == "step":
+                        self._on_step(event["stage"], event["message"])
                         continue
                     self._phase = event["name"]
                     self._on_phase(self._phase)

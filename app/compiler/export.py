@@ -14,6 +14,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from ..config import BATCH
 from ..errors import ExportError
 from ..runtime.spec import CallSpec, register_namedtuple
 from ..workloads import Workload
@@ -83,11 +84,37 @@ def _cause(error: BaseException) -> str:
 def _refuse_state(program: ExportedProgram) -> None:
     """A program that writes its buffers or inputs would keep that state in the artifact, out of sight."""
     signature = program.graph_signature
-    changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    changed = {*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()}
+    changed |= _written(program)
     if changed:
         raise ExportError(
-            f"the model changes {', '.join(changed)} while it runs; its state can't live in an artifact"
+            f"the model changes {', '.join(sorted(changed))} while it runs; its state can't live in an artifact"
         )
+
+
+def _written(program: ExportedProgram) -> set[str]:
+    """Buffers, parameters and inputs that an operator writes, directly or through a view of them.
+
+    The signature of a program that was not decomposed says nothing of in-place operators.
+    """
+    names = {spec.arg.name: spec.target or spec.arg.name for spec in program.graph_signature.input_specs}
+    roots: dict[torch.fx.Node, set[str]] = {}
+    written: set[str] = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            roots[node] = {names[node.name]}
+            continue
+        schema = getattr(node.target, "_schema", None)
+        aliased = [] if schema is not None else list(node.all_input_nodes)  # getitem gives a part of what it is given
+        for position, argument in enumerate(schema.arguments if schema is not None else ()):
+            given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            nodes = [item for item in pytree.tree_leaves(given) if isinstance(item, torch.fx.Node)]
+            if argument.alias_info is not None:
+                aliased += nodes
+                if argument.alias_info.is_write:
+                    written |= {root for item in nodes for root in roots[item]}
+        roots[node] = {root for item in aliased for root in roots[item]}
+    return written
 
 
 def _spec(workload: Workload, program: ExportedProgram) -> CallSpec:
@@ -99,6 +126,7 @@ def _spec(workload: Workload, program: ExportedProgram) -> CallSpec:
         for position, leaf in enumerate(leaves)
         if isinstance(leaf, torch.export.graph_signature.ConstantArgument)
     }
+    found = {name: _out_axes(workload, program, name) for name in {*workload.dims, BATCH}}
     try:
         namedtuples = [register_namedtuple(cls) for cls in _namedtuples(out_spec)]
         text = pytree.treespec_dumps(out_spec)
@@ -112,7 +140,38 @@ def _spec(workload: Workload, program: ExportedProgram) -> CallSpec:
         out_modules=tuple(sorted(set(_modules(out_spec)))),
         out_namedtuples=tuple(sorted(set(namedtuples))),
         out_constants=constants,
+        out_axes={name: axes for name, axes in sorted(found.items()) if not isinstance(axes, str)},
+        unpaddable={name: why for name, why in sorted(found.items()) if isinstance(why, str)},
     )
+
+
+def _out_axes(workload: Workload, program: ExportedProgram, dim: str) -> tuple[int | None, ...] | str:
+    """The axis of a named dimension in each leaf of the output, or why there is no telling."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    symbol = None
+    for name, spec in zip(program.graph_signature.user_inputs, workload.inputs, strict=True):
+        if spec.shape.count(dim) > 1:
+            return f"the input {spec.name!r} has the {dim} in more than one dimension"
+        if dim in spec.shape:
+            symbol = str(values[str(name)].shape[spec.shape.index(dim)])
+    if symbol is None:
+        return f"no input has a dimension named {dim}"
+    axes: list[int | None] = []
+    for number, output in enumerate(program.graph_signature.user_outputs):
+        value = values.get(output) if isinstance(output, str) else None
+        sizes = list(value.shape) if isinstance(value, torch.Tensor) else []
+        having = [axis for axis, size in enumerate(sizes) if symbol in _symbols(size)]
+        # rows must come back; another dimension may end within the model
+        may_lack = dim != BATCH or not isinstance(value, torch.Tensor)
+        if len(having) > 1 or (not having and not may_lack) or (having and str(sizes[having[0]]) != symbol):
+            shape = ", ".join(map(str, sizes))
+            return f"output {number} of shape [{shape}] has no single dimension of the {dim}'s size"
+        axes.append(having[0] if having else None)
+    return tuple(axes)
+
+
+def _symbols(size: int | torch.SymInt) -> set[str]:
+    return set() if isinstance(size, int) else {str(symbol) for symbol in size.node.expr.free_symbols}
 
 
 def _modules(spec: pytree.TreeSpec) -> Iterator[str]:

@@ -14,7 +14,7 @@ import torch
 
 from ..environment import compiler
 from ..errors import CompileError, ConfigError
-from ..runtime.aoti import constant_names
+from ..runtime.aoti import OPERATORS, constant_names
 from ..runtime.model import LIBRARY, WEIGHTS
 from .export import Exported
 
@@ -80,9 +80,12 @@ def lower(exported: Exported, options: Mapping[str, Any], folder: Path, scratch:
     except Exception as error:  # Inductor raises whatever its passes raise
         raise CompileError(_cause(error)) from error
     assert isinstance(files, list), "with aot_inductor.package a list of files comes back"
-    for file in (Path(name) for name in files if isinstance(name, str)):
+    paths = [Path(name) for name in files if isinstance(name, str)]
+    for file in paths:
         if file.suffix == ".so":
             shutil.copyfile(file, folder / LIBRARY)
+        elif file.suffix == OPERATORS and file.with_suffix(".cpp") in paths:  # others are about the compilation
+            shutil.copyfile(file, (folder / LIBRARY).with_suffix(OPERATORS))
         elif file.suffix in {".cubin", ".hsaco", ".spv"}:
             shutil.copyfile(file, folder / file.name)
     if not (folder / LIBRARY).exists():
@@ -99,16 +102,26 @@ def _drop_constants(module: torch.fx.GraphModule) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower()] or lines
-    return f"{type(error).__name__}: {telling[0] if telling else ''}"[:500]
+    """The lines that say why: of a compiler's own output, where there is some."""
+    _, _, text = str(error).strip().rpartition("\nOutput:\n")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower() or "failed" in line.lower()] or lines
+    return f"{type(error).__name__}: {'; '.join(telling[:2])}"[:500]
 
 
-def save_weights(exported: Exported, artifact: Path, device: str, folder: Path) -> dict[str, Any]:
+def save_weights(exported: Exported, artifact: Path, device: str, folder: Path, prefix: str) -> dict[str, Any]:
     """Write all weights of the program into `folder`, tied ones once: any artifact of the same weights can use them.
 
+    Args:
+        exported: The program.
+        artifact: Where its library lies.
+        device: `cpu` or `cuda:N`.
+        folder: Where the weights are written.
+        prefix: What stands before the user's own names, where the module is wrapped.
+
     Returns:
-        For each constant that the library borrows: the tensor's name in the file, and its strides where they matter.
+        For each constant that the library borrows: the tensor's name in the file, its strides where they matter, and
+        its name in the module's state dict, if it is there.
 
     Raises:
         CompileError: the library asks for a constant that the program doesn't have.
@@ -124,7 +137,8 @@ def save_weights(exported: Exported, artifact: Path, device: str, folder: Path) 
         if fqn not in weights:
             raise CompileError(f"the library asks for the constant {fqn}, which the program doesn't have")
         stride = None if weights[fqn].is_contiguous() else list(weights[fqn].stride())
-        constants[constant] = {"stored": stored_as[fqn], "stride": stride}
+        known = fqn.removeprefix(prefix) if fqn in exported.program.state_dict else None
+        constants[constant] = {"stored": stored_as[fqn], "stride": stride, "name": known}
     return constants
 
 

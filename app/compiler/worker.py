@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -17,18 +20,24 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..errors import AppError, VerifyError
+from ..errors import AppError, CompileError, ExportError, VerifyError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from ..config import Settings
     from ..keys import Key
+    from ..verdict import Case
+    from ..verify import Judge
     from ..workloads import Workload
     from .export import Exported
 
 ARTIFACT = "artifact"
 WEIGHTS_FOLDER = "weights"
+# What gcc and clang say of the code. A header that is absent is a fatal error, a full disk has no line number.
+_REFUSED_CODE = re.compile(r"\.\w+:\d+(:\d+)?: error: ")
 
 
 def main() -> None:
@@ -61,42 +70,42 @@ def _send(events: TextIO, event: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A model as it was built and exported, and the names that it goes by.
+class Built:
+    """A model as it was built.
 
     Attributes:
         workload: The model as eager runs it.
         module: The same in the precision that was asked for.
-        exported: The program.
-        object: The object level of the key.
-        weights: Digest of the weights' content.
         dependencies: What building the model read.
     """
 
     workload: Workload
     module: nn.Module
-    exported: Exported
-    object: Key
-    weights: str
     dependencies: list[list[Any]]
 
 
-def prepare(
-    settings: Settings, factors: Mapping[str, Any], device: str, on_phase: Callable[[str], None] = lambda _: None
-) -> Prepared:
-    """Build and export: all that leads to the graph level of the key, and nothing that compiles.
+@dataclass(frozen=True)
+class Prepared(Built):
+    """A model as it was built and exported, and the names that it goes by.
 
-    Args:
-        settings: The run's settings.
-        factors: The request's factors.
-        device: `cpu` or `cuda:N`.
-        on_phase: Called with the name of each phase as it begins.
+    Attributes:
+        exported: The program.
+        object: The object level of the key.
+        weights: Digest of the weights' content.
+    """
+
+    exported: Exported
+    object: Key
+    weights: str
+
+
+def build_model(settings: Settings, device: str, on_phase: Callable[[str], None] = lambda _: None) -> Built:
+    """Build, and note what that reads.
 
     Raises:
-        AppError: the model doesn't build or export.
+        AppError: the model doesn't build.
     """
     from ..dependencies import Recorder
-    from ..keys import Key, object_key
     from ..numerics import apply_numerics
     from ..workloads import at_precision, build
 
@@ -106,39 +115,104 @@ def prepare(
     with recorder.recording():
         workload = build(settings, device)
     dependencies = [item.to_json() for item in recorder.dependencies(settings)]
-    module = at_precision(workload.module, settings.precision.name)
+    return Built(workload, at_precision(workload.module, settings.precision.name), dependencies)
+
+
+def prepare(
+    settings: Settings,
+    factors: Mapping[str, Any],
+    device: str,
+    on_phase: Callable[[str], None] = lambda _: None,
+    built: Built | None = None,
+) -> Prepared:
+    """Build and export: all that leads to the graph level of the key, and nothing that compiles.
+
+    Args:
+        settings: The run's settings.
+        factors: The request's factors.
+        device: `cpu` or `cuda:N`.
+        on_phase: Called with the name of each phase as it begins.
+        built: The model, where it is built already.
+
+    Raises:
+        AppError: the model doesn't build or export.
+    """
+    from ..keys import Key, object_key
+
+    built = built or build_model(settings, device, on_phase)
 
     on_phase("export")
     from . import lower
     from .export import export
 
-    exported = export(workload, module)
+    exported = export(built.workload, built.module)
     content = lower.weights_content(exported)
     frozen = settings.inductor_options["freezing"]
     key = object_key(
         Key(factors), graph=exported.graph(), weights=content if frozen else lower.weights_meta(exported)
     )
-    return Prepared(workload, module, exported, key, content["sha256"], dependencies)
+    return Prepared(built.workload, built.module, built.dependencies, exported, key, content["sha256"])
 
 
 def _work(request: Mapping[str, Any], events: TextIO, answers: SimpleQueue[str]) -> dict[str, Any]:
-    """Build, export, and compile unless the store has the same program already; returns Compiled's fields."""
+    """Build and compile; where it doesn't export or lower, by torch.compile if allowed; returns Compiled's fields."""
 
     def phase(name: str) -> None:
         _send(events, {"event": "phase", "name": name})
 
+    def lock(digest: str) -> None:
+        _send(events, {"event": "object", "digest": digest})
+        answers.get()  # the parent holds the object's lock now
+
     from ..config import Settings
+
+    settings = Settings.from_json(request["settings"])
+    built = build_model(settings, request["device"], phase)
+    try:
+        return _compile(request, settings, built, phase, lock)
+    except (ExportError, CompileError) as error:
+        if error.stage not in request["jit"] or (isinstance(error, CompileError) and _is_the_machines(error)):
+            raise
+        _send(events, {"event": "step", "stage": error.stage, "message": error.message})
+        result = _jit(request, settings, built, phase)
+        result["content"]["reason"] = {"stage": error.stage, "message": error.message}
+        return result
+
+
+def _is_the_machines(error: BaseException | None) -> bool:
+    """Whether a disk or the C++ compiler refused: it refuses torch.compile too, and may not do so the next time.
+
+    A compiler that finds a mistake in the code itself is Inductor's failure: torch.compile writes other code.
+    """
+    while error is not None:
+        if _REFUSED_CODE.search(str(error)):
+            return False
+        if isinstance(error, OSError | subprocess.SubprocessError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _compile(
+    request: Mapping[str, Any],
+    settings: Settings,
+    built: Built,
+    phase: Callable[[str], None],
+    lock: Callable[[str], None],
+) -> dict[str, Any]:
+    """Export, and compile unless the store has the same program already."""
+    device, staging = request["device"], Path(request["staging"])
+    made = prepare(settings, request["factors"], device, phase, built)
+    # not before the model is built: what is loaded by then counts as read for it
     from ..lookup import open_store
     from ..store import Hit
-
-    settings, device, staging = Settings.from_json(request["settings"]), request["device"], Path(request["staging"])
-    made = prepare(settings, request["factors"], device, phase)
+    from ..verify import Judge
+    from ..workloads import unwrapped
     from . import lower
 
     frozen = settings.inductor_options["freezing"]
     weights = None if frozen else staging / WEIGHTS_FOLDER
-    _send(events, {"event": "object", "digest": made.object.digest})
-    answers.get()  # the parent holds the object's lock now
+    lock(made.object.digest)
     store = open_store(settings.cache, Path(request["store"]), readonly=True)
     found = store.read("objects", made.object.digest)
     result: dict[str, Any] = {
@@ -163,26 +237,73 @@ def _work(request: Mapping[str, Any], events: TextIO, answers: SimpleQueue[str])
         content = {"spec": made.exported.spec.to_json(), "constants": None}
     if weights is not None:
         weights.mkdir()
-        content["constants"] = lower.save_weights(made.exported, folder, device, weights)
+        content["constants"] = lower.save_weights(made.exported, folder, device, weights, unwrapped(made.module)[1])
     if weights is not None or not isinstance(found, Hit):  # with frozen weights, a hit was verified with these
         phase("verify")
-        result["cases"] = _verify(settings, made, folder=folder, content=content, weights=weights)
+        judge = Judge(made.workload, made.module)
+        result["cases"] = _verify(settings, made, judge, folder=folder, content=content, weights=weights)
+        if not isinstance(found, Hit):
+            content["mixing"] = judge.mixing(made.exported.spec, any_weights=not frozen)
     return {**result, "content": content}
 
 
 def _verify(
-    settings: Settings, made: Prepared, *, folder: Path, content: Any, weights: Path | None
+    settings: Settings, made: Prepared, judge: Judge, *, folder: Path, content: Any, weights: Path | None
 ) -> list[dict[str, Any]]:
     """Load the artifact, for the first time anywhere, and judge it; nothing refused leaves this process."""
     from .. import verdict
     from ..config import BATCH
     from ..runtime.model import load
-    from ..verify import Judge
 
     model = load(folder, content, made.workload.device, weights=weights)
-    judge = Judge(made.workload, made.module)
     wanted = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, content["spec"]["dims"].get(BATCH))
-    cases = [judge.case(model, size, seed) for size, seed in wanted]
+    return _judge(settings, judge, model, wanted)
+
+
+def _jit(
+    request: Mapping[str, Any], settings: Settings, built: Built, phase: Callable[[str], None]
+) -> dict[str, Any]:
+    """Compile by torch.compile. The request's lock is enough: no other request leads to the same object."""
+    from .. import verdict
+    from ..config import BATCH
+    from ..keys import Key
+    from ..verify import Judge
+    from . import jit, lower
+
+    phase("compile")
+    staging = Path(request["staging"])
+    for name in (ARTIFACT, WEIGHTS_FOLDER):
+        shutil.rmtree(staging / name, ignore_errors=True)  # what a failed lowering left
+    (staging / ARTIFACT).mkdir()
+    provenance = {"compiler": lower.check_compiler()}
+    lower.check_options(settings.inductor_options)
+    batch = built.workload.dims.get(BATCH)
+    limits = (batch.min, batch.max) if batch is not None else None
+    calls = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, limits)
+    key = jit.key_of(Key(request["factors"]), built.module, built.dependencies)
+    model, content = jit.compile_module(settings, built.workload, built.module, calls, staging / ARTIFACT)
+    phase("verify")
+    cases = _judge(settings, Judge(built.workload, built.module), model, calls)
+    if jit.key_of(Key(request["factors"]), built.module, built.dependencies) != key:
+        raise VerifyError("the model changes its own state while it runs: loading, which runs it, would too")
+    return {
+        "outcome": "miss",
+        "object": key.digest,
+        "factors": key.factors,
+        "weights": None,
+        "dependencies": built.dependencies,
+        "provenance": provenance,
+        "cases": cases,
+        "content": content,
+    }
+
+
+def _judge(
+    settings: Settings, judge: Judge, model: Callable[..., Any], wanted: Sequence[tuple[int, int]]
+) -> list[dict[str, Any]]:
+    from .. import verdict
+
+    cases: list[Case] = [judge.case(model, size, seed) for size, seed in wanted]
     refusal = verdict.refusal(cases, settings.verify.multiple, settings.precision.floor)
     if refusal is not None:
         raise VerifyError(refusal)

@@ -170,28 +170,28 @@ def _notes(record: Record) -> Iterator[tuple[str, str]]:
         yield "rung", _rungs(record.rung, record.rungs or {})
     for step in record.fallbacks:
         yield "fallback", f"{step.from_} -> {step.to} at {step.stage}: {step.reason}"
-    same = [
-        f"{figure(ratio)}x (batch {batch})" for batch, ratio in (record.speedup_same_precision or {}).items() if ratio
-    ]
-    if same:
+    if record.speedup_same_precision:
+        same = [f"{figure(ratio)}x (batch {batch})" for batch, ratio in record.speedup_same_precision.items()]
         yield "speed-up", f"against eager in {record.precision}: {_listed(same)}"
+    if record.monitor and (graphs := record.monitor.get("graphs")):
+        yield "graphs", _graphs(graphs)
     if record.verify:
         yield "verify", _verdict(record.verify)
-    phases = [
-        f"{name.replace('_', ' ')} {_duration(spent)}"
-        for name, spent in record.phases_s.items()
-        if spent > SHORTEST_PHASE_S
-    ]
-    if phases:
+    if phases := _phases(record.phases_s):
         yield "time", _listed(phases)
     if record.cache:
         yield "cache", _outcome(record.cache)
-    for warning in record.warnings[:MAX_WARNINGS]:
+    more = [f"and {len(record.warnings) - MAX_WARNINGS} more, in the record"]
+    for warning in record.warnings[:MAX_WARNINGS] + more * (len(record.warnings) > MAX_WARNINGS):
         yield "warning", warning
-    if len(record.warnings) > MAX_WARNINGS:
-        yield "warning", f"and {len(record.warnings) - MAX_WARNINGS} more, in the record"
     if record.run_dir:
         yield "record", str(Path(record.run_dir) / "record.json")
+
+
+def _phases(seconds: Mapping[str, float]) -> list[str]:
+    return [
+        f"{name.replace('_', ' ')} {_duration(spent)}" for name, spent in seconds.items() if spent > SHORTEST_PHASE_S
+    ]
 
 
 def _rungs(best: str, rungs: Mapping[str, str]) -> str:
@@ -201,6 +201,16 @@ def _rungs(best: str, rungs: Mapping[str, str]) -> str:
     if batches.keys() <= {best}:
         return best
     return _listed([f"{rung} (batch {', '.join(at)})" for rung, at in batches.items()])
+
+
+def _graphs(graphs: Mapping[str, Any]) -> str:
+    captured = f"batch {', '.join(graphs['captured'])} in {_duration(graphs['seconds'])}"
+    parts = [captured, f"{_cell('bytes', graphs['bytes'])} of device memory"]
+    if graphs["hit_rate"] is not None:
+        parts.append(f"{graphs['hit_rate']:.0%} of calls replayed")
+    if graphs["padding_waste"]:
+        parts.append(f"{graphs['padding_waste']:.0%} of rows padding")
+    return _listed([*parts, *(f"{count} failures: {reason}" for reason, count in graphs["failures"].items())])
 
 
 def _verdict(verify: VerifyInfo) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from ..config import BATCH
 from ..errors import InputError, LoadError
 
 
@@ -48,6 +49,12 @@ class InputSpec:
         """Like `float32 [batch, 64, 100]`."""
         return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
 
+    @property
+    def padding(self) -> int:
+        """What fills up a dimension beyond the batch: zero, which masks take for "not there", if it is in range."""
+        in_range = self.low is None or self.high is None or self.low <= 0 < self.high
+        return 0 if in_range else int(self.low or 0)
+
     def check_values(self, value: torch.Tensor) -> None:
         """Raise InputError for integers outside of the range that was declared and verified."""
         if self.low is None or self.high is None or not value.numel():
@@ -73,6 +80,9 @@ class CallSpec:
         out_modules: Modules to import so that the output's classes are known to pytree.
         out_namedtuples: Named tuples of the output, `module:class`.
         out_constants: Leaves of the output that are no tensors, by position.
+        out_axes: For each named dimension its axis in each leaf of the output; None where a leaf hasn't it.
+        unpaddable: Dimensions that can't be told apart in the inputs or outputs, so that calls run as they are, and
+            why.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -82,6 +92,8 @@ class CallSpec:
     out_modules: tuple[str, ...] = ()
     out_namedtuples: tuple[str, ...] = ()
     out_constants: Mapping[str, Any] = field(default_factory=dict)
+    out_axes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    unpaddable: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a manifest."""
@@ -98,7 +110,36 @@ class CallSpec:
             out_modules=tuple(data["out_modules"]),
             out_namedtuples=tuple(data["out_namedtuples"]),
             out_constants=data["out_constants"],
+            out_axes={name: tuple(axes) for name, axes in data["out_axes"].items()},
+            unpaddable=data["unpaddable"],
         )
+
+    def in_axes(self, dim: str = BATCH) -> list[int | None]:
+        """For each input the axis of a named dimension, or None where it has none."""
+        return [item.shape.index(dim) if dim in item.shape else None for item in self.inputs]
+
+    def blank(self, sizes: Mapping[str, int], device: str) -> list[torch.Tensor]:
+        """Valid inputs of these sizes, all of them padding."""
+        return [
+            torch.full(
+                [sizes[size] if isinstance(size, str) else size for size in item.shape],
+                item.padding,
+                dtype=item.torch_dtype,
+                device=device,
+            )
+            for item in self.inputs
+        ]
+
+    def drawn(self, sizes: Mapping[str, int], device: str) -> list[torch.Tensor]:
+        """Valid inputs of these sizes, random and always the same."""
+        generator = torch.Generator(device).manual_seed(0)
+        found = self.blank(sizes, device)
+        for item, value in zip(self.inputs, found, strict=True):
+            if value.is_floating_point():
+                value.normal_(generator=generator)
+            elif item.low is not None and item.high is not None:
+                value.random_(int(item.low), int(item.high), generator=generator)
+        return found
 
 
 class Boundary:
@@ -145,7 +186,9 @@ class Boundary:
 
         Raises:
             InputError: an input is no plain tensor, or has another dtype, device, rank or size; it names the input.
+                Or the call is under autocast.
         """
+        self._refuse_autocast()
         sizes: dict[str, int] = {}
         grad = torch.is_grad_enabled()
         checked = []
@@ -173,6 +216,13 @@ class Boundary:
                 value = value.resolve_conj().resolve_neg()  # noqa: PLW2901
             checked.append(value if value.is_contiguous() else value.contiguous())
         return checked
+
+    def _refuse_autocast(self) -> None:
+        if torch.is_autocast_enabled(self._device.type):  # eager would answer in another dtype
+            raise InputError(
+                "called under torch.autocast, which compiled code doesn't follow: call outside of it, "
+                "or compile with precision=bf16"
+            )
 
     def _check_size(self, spec: InputSpec, axis: int, size: int, wanted: int | str, sizes: dict[str, int]) -> None:
         if isinstance(wanted, int):

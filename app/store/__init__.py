@@ -6,6 +6,7 @@
     locks/<level>/ab.lock  never deleted
     pins/<kind>-<digest>   what never leaves
     aliases/<name>.json    settings by name
+    plans/<object>-<machine>.json    latencies that batch plans are made of
     quarantine/<digest>-<n>/{object, reason.txt}
     tmp/<random>/{files, lock}   what is being written; one whose lock is free was abandoned, and is swept
     scratch/               for others
@@ -23,10 +24,11 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import platformdirs
 
@@ -55,14 +57,10 @@ from .objects import (
     read_signatures,
     seal,
     size_of,
-    stats_of,
     write_once,
 )
 from .staging import stage, staged, sweep
 from .trust import Trust, check_place
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 __all__ = [
     "KINDS",
@@ -180,6 +178,11 @@ class Store:
             write_once(temporary, data)
             temporary.replace(self.root / folder / f"{name}.json")
 
+    def document(self, folder: str, name: str) -> bytes | None:
+        """One of them, or None."""
+        path = self.root / folder / f"{name}.json"
+        return path.read_bytes() if path.is_file() and not path.is_symlink() else None
+
     def documents(self, folder: str) -> dict[str, bytes]:
         """All documents by name, unread: who vouches for them is the reader's to check."""
         return {path.stem: path.read_bytes() for path in (self.root / folder).glob("*.json") if not path.is_symlink()}
@@ -228,8 +231,8 @@ class Store:
         known = known if isinstance(known, dict) else {}
         trust = Trust() if just_made else self.trust
         found = look(path, kind, digest, known, trust)
-        if isinstance(found, Hit) and not self.readonly and (stats := stats_of(found.artifact)) != known:
-            self.note(hashed, stats)
+        if isinstance(found, Hit) and not self.readonly and found.stats != known:
+            self.note(hashed, dict(found.stats))
         if isinstance(found, Corrupt) and not self.readonly:
             try:
                 with self._commit(digest):
@@ -301,13 +304,13 @@ class Store:
         cells = (self.root / "quarantine").glob("*")
         return found + [Item("quarantine", path.name, size_of(path), _age(path)) for path in cells]
 
-    def collect(self, limit: int | None = None) -> list[Item]:
+    def collect(self) -> list[Item]:
         """Remove what was used longest ago until the store is within its size limit; returns what left.
 
         What is pinned stays, and what this process has published or used. Unlinking a library that another
         process has mapped leaves it that process's own (on a local disk).
         """
-        limit = self.size_limit if limit is None else limit
+        limit = self.size_limit
         if limit is None or sum(size_of(self.root / name) for name in (*KINDS, "quarantine")) <= limit:
             return []
         gone = leaving(
@@ -379,7 +382,7 @@ class Store:
     def _prepare(self) -> None:
         locks = (f"locks/{level}" for level in (*LOCK_LEVELS, "commit"))
         try:
-            for name in (*KINDS, *locks, "aliases", "pins", "tmp", "quarantine", "scratch"):
+            for name in (*KINDS, *locks, "aliases", "plans", "pins", "tmp", "quarantine", "scratch"):
                 _make_private(self.root / name)
             # Tried, since permission bits don't tell of a read-only mount.
             tempfile.TemporaryFile(dir=self.root / "tmp").close()
@@ -440,11 +443,11 @@ class Store:
     def _path(self, kind: str, digest: str) -> Path:
         if not is_digest(digest):
             raise ValueError(f"{digest!r} is not a digest")
-        place = self._directory(kind) / digest[:2]
-        for folder in (place.parent, place):
-            if folder.is_symlink():
+        place = f"{self._directory(kind)}/{digest[:2]}"
+        for folder in (place.removesuffix(digest[:2]).rstrip("/"), place):
+            if os.path.islink(folder):  # noqa: PTH114 - half the cost of pathlib's, at each lookup
                 raise StoreError(f"cache: {folder} is a symbolic link, which could lead anywhere; remove it")
-        return place / digest
+        return Path(place, digest)
 
     def _rows(self) -> dict[str, Any]:
         rows: dict[str, Any] = {}

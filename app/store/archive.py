@@ -112,6 +112,8 @@ def write(stream: BinaryIO, store: Store, items: Iterable[tuple[str, str]], docu
             found = store.read(kind, digest)
             if not isinstance(found, Hit):
                 raise StoreError(f"cache: {kind}/{digest[:12]} can't be written into an archive: {found.reason}")
+            if found.artifact.manifest.holds_pickles:
+                raise StoreError(f"cache: {kind}/{digest[:12]} holds pickles, which never leave this store")
             place = found.artifact.path
             own = [name for name in (MANIFEST, SIGNATURES) if (place / name).exists()]
             for name in (*own, *sorted(found.artifact.manifest.files)):
@@ -254,7 +256,10 @@ def _vouched(payload: bytes, signed: bytes | None, store: Store) -> Manifest:
         if isinstance(signatures, dict) and store.trust.trusted & signatures.keys():
             raise ValueError(why)  # by a key that we know: these are not the bytes that it signed
         raise _NotOursError(why)
-    return Manifest.from_json(payload)
+    manifest = Manifest.from_json(payload)
+    if manifest.holds_pickles:
+        raise _NotOursError("it holds pickles, which are taken from nobody")
+    return manifest
 
 
 def _document(data: bytes, store: Store) -> bytes:

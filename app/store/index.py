@@ -7,15 +7,13 @@ import logging
 import secrets
 import shutil
 import sqlite3
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import diskcache
 from diskcache.core import MODE_RAW, UNKNOWN
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 

@@ -8,23 +8,23 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from io import BufferedReader
 from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import StoreError
-from ..files import Stat, settled, stat_of
+from ..files import Stat, settled, stat_tuple
 from .trust import Trust
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from io import BufferedReader
 
 MANIFEST = "manifest.json"
 SIGNATURES = "signatures.json"  # of the manifest's bytes, by public key
 MANIFEST_SCHEMA = 1
+_HEAD, _NECK = '{"checksum":"', '",'  # around the checksum; the rest of the text follows
 KINDS = ("objects", "weights")
 OWN_FILES = frozenset((MANIFEST, SIGNATURES))
 
@@ -100,21 +100,26 @@ class Manifest:
         if not all(map(_is_request, self.requests)):
             raise ValueError("a request is not {request, entry}")
 
+    @property
+    def holds_pickles(self) -> bool:
+        """Whether it is what torch.compile left, which unpickles it: only its maker may load it."""
+        return self.content.get("engine") == "jit"
+
     def to_json(self) -> str:
-        """Its text, with a checksum: nothing else covers the manifest's own bytes."""
-        body = json.loads(json.dumps(asdict(self), allow_nan=False))  # tuples and integer keys as a reader sees them
-        return json.dumps({**body, "checksum": _checksum(body)}, indent=1, sort_keys=True) + "\n"
+        """Its text, a checksum of all the rest in front: nothing else covers the manifest's own bytes."""
+        return _with_checksum(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
         """The manifest of this text; raises `ValueError` on anything malformed."""
         try:
-            body = json.loads(text)
-            checksum = body.pop("checksum")
+            raw = text.encode() if isinstance(text, str) else text
+            body = json.loads(raw)
+            rest = raw[len(_HEAD) + 64 + len(_NECK) :]
+            if not raw.startswith(_HEAD.encode()) or body.pop("checksum") != hashlib.sha256(rest).hexdigest():
+                raise ValueError("its checksum does not match")
             if set(body) != {field.name for field in fields(cls)}:
                 raise ValueError(f"its fields are {', '.join(sorted(body))}")
-            if checksum != _checksum(body):
-                raise ValueError("its checksum does not match")
             return cls(**{**body, "files": {name: FileInfo(**info) for name, info in body["files"].items()}})
         except (TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a manifest: {type(error).__name__}: {error}") from error
@@ -146,9 +151,10 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Hit:
-    """The object is there, and right."""
+    """The object is there, and right; `stats` are those of its files that are old enough to tell a change by."""
 
     artifact: Artifact
+    stats: Mapping[str, Stat] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -179,9 +185,10 @@ def look(
     the files that are right are made read-only and put on the disk.
     """
     try:
-        if (why := _distrust(path, trust)) is not None:
+        there = dict(_survey(str(path)))
+        if (why := _distrust(path, there, trust)) is not None:
             return Untrusted(f"{kind}/{digest[:12]} is not trusted: {why}")
-        return Hit(_check(path, kind, digest, known, seal=seal))
+        return _check(path, kind, digest, there, known, seal=seal)
     except (OSError, ValueError) as error:
         reason = str(error)
         if isinstance(error, OSError):
@@ -193,14 +200,26 @@ def look(
         return Corrupt(digest, reason)
 
 
-def _distrust(path: Path, trust: Trust) -> str | None:
+def _survey(folder: str, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    """Everything beneath a folder, by relative POSIX path; no symlink is followed."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield prefix + entry.name, entry.stat(follow_symlinks=False)
+            if entry.is_dir(follow_symlinks=False):
+                yield from _survey(entry.path, f"{prefix}{entry.name}/")
+
+
+def _distrust(path: Path, there: Mapping[str, os.stat_result], trust: Trust) -> str | None:
     """Why the object at `path` isn't trusted: its owner, or its signatures; a symlink is left to `_check`."""
     if trust.policy == "signed" and not path.is_symlink():
         with _open(path / MANIFEST) as file:
             payload = file.read()
         return trust.refuses(payload, read_signatures(path))
-    places = [path.parent.parent, path.parent, path, *path.rglob("*")]
-    return next((why for place in places if (why := trust.refuses_owner(place)) is not None), None)
+    text = str(path)
+    places = (text, os.path.dirname(text), os.path.dirname(os.path.dirname(text)))  # noqa: PTH120 - quicker
+    above = ((os.path.basename(place), os.lstat(place)) for place in places)  # noqa: PTH119
+    reasons = (trust.refuses_owner(name, found) for name, found in (*above, *there.items()))
+    return next((why for why in reasons if why is not None), None)
 
 
 def read_signatures(path: Path) -> Any:
@@ -217,7 +236,8 @@ def seal(folder: Path, blank: Manifest, trust: Trust) -> Manifest:
 
     The manifest is read back from its text, so that the publisher sees what every later reader will.
     """
-    files = {name: _fingerprint(folder / name, seal=True) for name in sorted(_names_in(folder))}
+    names = sorted(name for name, found in _survey(str(folder)) if not stat.S_ISDIR(found.st_mode))
+    files = {name: _fingerprint(folder / name, seal=True) for name in names}
     text = replace(blank, files=files).to_json()
     if signatures := trust.sign(text.encode()):
         write_once(folder / SIGNATURES, json.dumps(signatures).encode())
@@ -279,29 +299,29 @@ def size_of(path: Path) -> int:
     return total
 
 
-def stats_of(artifact: Artifact) -> dict[str, Stat]:
-    """The stat tuples of an object's files, of those that are old enough to tell a change by."""
-    try:
-        stats = {name: stat_of(artifact.path / name) for name in artifact.manifest.files}
-    except OSError:  # moved away since it was read
-        return {}
-    return {name: stat for name, stat in stats.items() if settled(stat)}
-
-
-def _check(path: Path, kind: str, digest: str, known: Mapping[str, Stat], *, seal: bool) -> Artifact:
+def _check(
+    path: Path,
+    kind: str,
+    digest: str,
+    there: Mapping[str, os.stat_result],
+    known: Mapping[str, Stat],
+    *,
+    seal: bool,
+) -> Hit:
     if path.is_symlink():
         raise ValueError("a symlink stands in its place")
+    stats = {name: stat_tuple(found) for name, found in there.items() if not stat.S_ISDIR(found.st_mode)}
     manifest = read_manifest(path)
     if (manifest.kind, manifest.digest) != (kind, digest):
         raise ValueError(f"its manifest is that of {manifest.kind}/{manifest.digest}")
-    if extra := set(_names_in(path)) - OWN_FILES - set(manifest.files):
+    if extra := stats.keys() - OWN_FILES - manifest.files.keys():
         raise ValueError(f"{min(extra)!r} is not in its manifest")
     for name, info in manifest.files.items():
-        if known.get(name) != stat_of(path / name) and (found := _fingerprint(path / name, seal=seal)) != info:
+        if known.get(name, []) != stats.get(name) and (found := _fingerprint(path / name, seal=seal)) != info:
             raise ValueError(f"{name!r} has {_words(found)}; its manifest says {_words(info)}")
     if seal:
         _sync_all(path)
-    return Artifact(path, manifest)
+    return Hit(Artifact(path, manifest), {name: stat for name, stat in stats.items() if settled(stat)})
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -314,11 +334,14 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _fingerprint(path: Path, *, seal: bool = False) -> FileInfo:
-    with _open(path) as file:
+    with _open(path) as file, ThreadPoolExecutor(1) as aside:
         if seal:
             os.fchmod(file.fileno(), 0o400)
-            os.fsync(file.fileno())
-        return FileInfo(hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size)
+            synced = aside.submit(os.fsync, file.fileno())  # while it is hashed: disk and processor side by side
+        found = FileInfo(hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size)
+        if seal:
+            synced.result()
+        return found
 
 
 def _open(path: Path) -> BufferedReader:
@@ -331,16 +354,9 @@ def _open(path: Path) -> BufferedReader:
     return file
 
 
-def _names_in(folder: Path) -> Iterator[str]:
-    """Everything beneath that is no plain directory, by relative path; a symlink to one is a name too."""
-    for path in folder.rglob("*"):
-        if path.is_symlink() or not path.is_dir():
-            yield path.relative_to(folder).as_posix()
-
-
-def _checksum(body: dict[str, Any]) -> str:
-    canonical = json.dumps(body, allow_nan=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+def _with_checksum(body: dict[str, Any]) -> str:
+    rest = json.dumps(body, allow_nan=False, separators=(",", ":"), sort_keys=True).removeprefix("{")
+    return f"{_HEAD}{hashlib.sha256(rest.encode()).hexdigest()}{_NECK}{rest}"
 
 
 def _is_request(item: Any) -> bool:

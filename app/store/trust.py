@@ -71,15 +71,14 @@ class Trust:
         if self.policy == "own":
             raise ConfigError("imports need cache.trust=signed with cache.keys=[...], or cache.trust=none")
 
-    def refuses_owner(self, path: Path) -> str | None:
+    def refuses_owner(self, name: str, found: os.stat_result) -> str | None:
         """Why a file or folder may have been written by somebody else, or None."""
         if self.policy != "own":
             return None
-        found = path.lstat()
         if found.st_uid not in _trusted_users():
-            return f"{path.name} belongs to {_user(found.st_uid)}"
+            return f"{name} belongs to {_user(found.st_uid)}"
         if found.st_mode & WRITABLE_BY_OTHERS and not stat.S_ISLNK(found.st_mode):
-            return f"{path.name} can be written by others"
+            return f"{name} can be written by others"
         return None
 
     @cached_property
@@ -197,11 +196,6 @@ def read_key(path: Path) -> Ed25519PrivateKey:
 def public_key(key: Ed25519PrivateKey) -> str:
     """The public half, in hex."""
     return key.public_key().public_bytes_raw().hex()
-
-
-def is_public_key(text: str) -> bool:
-    """Whether it looks like one: 64 hex digits."""
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 def _is_signature(key: str, signature: Any, payload: bytes) -> bool:

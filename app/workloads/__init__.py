@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..config import BATCH, DimConfig, ModelConfig, Settings, require, resolve_callable
+from ..config import BATCH, DimConfig, ModelConfig, Settings, resolve_callable
 from ..errors import AppError, BuildError, ConfigError
 from .checkpoint import load_into
 from .inputs import TensorInput, draw, inputs_of_program
@@ -43,14 +43,14 @@ class Workload:
     make_inputs: Callable[[dict[str, int], int], Mapping[str, Any]] | None = None
     program: ExportedProgram | None = None
 
-    def sizes(self, batch: int | None = None) -> dict[str, int]:
-        """Every named dimension's example size, the batch as given."""
+    def sizes(self, batch: int | None = None, others: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Every named dimension's example size, the batch and others as given."""
         chosen = {name: dim.example for name, dim in self.dims.items()}
-        return chosen | ({BATCH: batch} if batch is not None else {})
+        return chosen | ({BATCH: batch} if batch is not None else {}) | dict(others or {})
 
-    def call(self, batch: int | None = None, seed: int = 0) -> Call:
+    def call(self, batch: int | None = None, seed: int = 0, others: Mapping[str, int] | None = None) -> Call:
         """Arguments of `forward` at a batch size: equal for equal arguments, in every process."""
-        sizes = self.sizes(batch)
+        sizes = self.sizes(batch, others)
         values = {spec.name: draw(spec, sizes, seed) for spec in self.inputs}
         if self.make_inputs is not None:
             made = self.make_inputs(sizes, seed)
@@ -101,6 +101,11 @@ class AtPrecision(nn.Module):
         return value.to(torch.float32) if value.dtype == self.dtype else value
 
 
+def unwrapped(module: nn.Module) -> tuple[nn.Module, str]:
+    """The module that the user knows, and what a wrapper puts before its names."""
+    return (module.module, "module.") if isinstance(module, AtPrecision) else (module, "")
+
+
 def at_precision(module: nn.Module, name: str) -> nn.Module:
     """The module that computes in `fp32` (itself) or `bf16` (a copy)."""
     return module if name == "fp32" else AtPrecision(module, torch.bfloat16)
@@ -122,9 +127,7 @@ def build(settings: Settings, device: str) -> Workload:
         program = load_program(Path(model.program).expanduser(), trusted=model.trusted)
         module: nn.Module = program.module(check_guards=False)
         inputs, dims = inputs_of_program(program, model)
-        for size in settings.graphs.batch_sizes if BATCH in dims else ():
-            low, high = dims[BATCH].min, dims[BATCH].max
-            require("graphs.batch_sizes", size, low <= size <= high, f"within the program's batch, {low} to {high}")
+        settings.graphs.check_sizes({BATCH: DimConfig(), **dims})
     else:
         module = _from_factory(model)
         inputs, dims = tuple(TensorInput.from_config(spec) for spec in model.inputs), model.ranges

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -118,19 +118,8 @@ def inputs_of_program(
         dtype = str(value.dtype).removeprefix("torch.")
         if not value.is_contiguous():
             raise BuildError(f"{model.program}: input {name} was exported with other than contiguous strides")
-        found.append(
-            TensorInput.from_config(
-                InputConfig(
-                    name=name,
-                    shape=list(shape),
-                    dtype=dtype,
-                    keyword=name in keywords,
-                    low=config.low,
-                    high=config.high,
-                    seed=config.seed,
-                )
-            )
-        )
+        asked = replace(config, shape=list(shape), dtype=dtype, keyword=name in keywords)
+        found.append(TensorInput.from_config(asked))
     return tuple(found), dims
 
 

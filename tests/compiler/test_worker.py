@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
+
+from app.compiler.worker import _is_the_machines
+from app.errors import CompileError
 
 TINY = """
     import os, signal, sys
@@ -186,7 +190,8 @@ def test_missing_compiler_is_named(run_app, tmp_path, policy):
 def test_model_that_does_not_export_is_named(run_app, module_file, tmp_path, policy):
     module_file("tinymodels", TINY)
     store = tmp_path / "store"
-    run = run_app([*tiny("Branching"), f"fallback={policy}", f"cache.dir={store}"], env=module_file.env)
+    args = [*tiny("Branching"), f"fallback={policy}", "fallback.rungs=[compiled,eager]", f"cache.dir={store}"]
+    run = run_app(args, env=module_file.env)
     if policy == "graceful":
         assert_served_by_eager(run, "export")
     else:
@@ -194,3 +199,17 @@ def test_model_that_does_not_export_is_named(run_app, module_file, tmp_path, pol
         assert run.record["error"]["stage"] == "export"
         assert "Traceback" not in run.stderr
     assert_store_is_clean(store)
+
+
+@pytest.mark.parametrize(
+    ("said", "is_the_machines"),
+    [
+        ("a.wrapper.cpp:897:38: error: 'None' was not declared in this scope", False),
+        ("a.cpp:1:10: fatal error: omp.h: No such file or directory", True),
+        ("g++: fatal error: Killed signal terminated program cc1plus", True),
+    ],
+)
+def test_a_compiler_that_finds_a_mistake_in_the_code_is_not_the_machine(said, is_the_machines):
+    error = CompileError(f"CppCompileError: {said}")
+    error.__cause__ = subprocess.CalledProcessError(1, "g++")
+    assert _is_the_machines(error) is is_the_machines

@@ -10,7 +10,7 @@ SIZES = {"1", "2", "4", "8"}
 # Fields of the record that stay null, each for its reason; all the others are filled.
 NULL_ALWAYS = {
     "error": "nothing failed",
-    "monitor": "this version has no monitor",
+    "unsplittable": "rows are independent",
     "result": "what other tasks find",
     "speedup_same_precision": "fp32 is eager's own precision",
     "memory.device_peak_bytes": "a CPU has no memory of its own",
@@ -101,7 +101,7 @@ def test_compiled_outputs_equal_eager_at_measured_and_at_other_sizes(loaded, ass
     args, kwargs = job.context.workload.call(batch, seed=7)
     with torch.inference_mode():
         assert_same(job.model(*args, **kwargs), job.eager(*args, **kwargs))
-    assert job.found.outcome == "direct-hit"
+    assert job.found.outcome == "direct-hit", job.context.record.cache.miss_reasons
 
 
 @pytest.mark.slow

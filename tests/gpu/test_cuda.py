@@ -32,12 +32,17 @@ def cuda_args(run_app, store_dir):
 @pytest.mark.parametrize("model", ["cnn", "linear"])
 def test_first_run_compiles_and_second_is_a_direct_hit(cuda_args, run_app, model):
     args, first = cuda_args(model)
-    assert (first["cache"]["outcome"], first["rung"], first["device"]) == ("miss", "compiled", "cuda:0")
+    assert (first["cache"]["outcome"], first["rung"], first["device"]) == ("miss", "cudagraph", "cuda:0")
+    assert set(first["rungs"].values()) <= {"cudagraph", "compiled"}
+    assert first["monitor"]["graphs"]["captured"] == ["1", "2", "4", "8"]
+    assert {"eager", "compiled", "cudagraph"} == set(first["latency_ms"])
     assert first["fallbacks"] == []
     assert first["verify"]["passed"]
     assert first["memory"]["device_peak_bytes"] > 0
     second = run_app(args, env={"CXX": "/nonexistent"}).record
-    assert (second["cache"]["outcome"], second["rung"]) == ("direct-hit", "compiled")
+    assert (second["cache"]["outcome"], second["rung"]) == ("direct-hit", "cudagraph")
+    without = run_app([*args, "graphs.enabled=false"]).record
+    assert (without["cache"]["outcome"], without["rung"]) == ("direct-hit", "compiled")
 
 
 @pytest.mark.parametrize("model", ["cnn", "linear"])

@@ -193,6 +193,11 @@ def test_a_sparse_tensor_is_refused_by_name():
     refused(replaced(0, torch.ones(2, 3, 4).to_sparse()), "input 'image'", "sparse")
 
 
+def test_a_call_under_autocast_is_refused():
+    with torch.autocast("cpu", torch.bfloat16):
+        refused(right(), "under torch.autocast", "precision=bf16")
+
+
 def test_a_tensor_that_requires_grad_is_refused_unless_nothing_records_it():
     value = torch.rand(2, 3, 4, requires_grad=True)
     refused(replaced(0, value), "input 'image' requires grad", "inference_mode")

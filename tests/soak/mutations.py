@@ -515,6 +515,7 @@ def _same_program() -> Iterator[Change]:
     yield Change("form of the checkpoint", "torch.save", GRAPH, edits=(resave("w.pt"),), overrides=("model.checkpoint={root}/w.pt",))  # fmt: skip
     for version in ("3.12.1", "3.14.0"):
         yield Change("version of Python", version, GRAPH, facts={"python_version": version})
+    yield Change("version of NumPy", "1.26.4", GRAPH, facts={"numpy": "1.26.4"})
     for tensor, bit in (("attention.weight", 0), ("norm.bias", 31), ("head.layer.weight", 20)):
         yield Change("other external weights", tensor, GRAPH, edits=(flip(tensor, 1, bit),), base="external", other_weights=True)  # fmt: skip
     yield Change("other external weights", "seed", GRAPH, overrides=("model.seed=8",), base="external", other_weights=True)  # fmt: skip

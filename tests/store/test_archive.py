@@ -9,7 +9,7 @@ import tarfile
 import pytest
 
 from app.errors import ConfigError, StoreError
-from app.store import Hit, Miss, Store, Trust, archive
+from app.store import Hit, Manifest, Miss, Store, Trust, archive
 from app.store.trust import create_key, pack, public_key, read_key
 
 BLOCK = 512
@@ -309,6 +309,23 @@ def test_store_that_trusts_its_own_user_alone_imports_nothing(ours, store, publi
         read(written(ours, [("objects", digest)]), store)
     with store.staging() as folder, pytest.raises(ConfigError, match=r"cache\.trust=none"):
         store.adopt("objects", digest, folder)
+
+
+def test_what_holds_pickles_is_neither_written_nor_read(ours, theirs, publish, digest_of, monkeypatch):
+    with ours.staging() as staging:
+        (staging / "artifacts.bin").write_bytes(b"pickles")
+        digest = digest_of("jit")
+        named = {"factors": {}, "verified": {}, "provenance": {}, "requests": []}
+        ours.publish("objects", digest, staging, content={"engine": "jit"}, **named)
+    with pytest.raises(StoreError, match="pickles"):
+        written(ours, [("objects", digest)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "holds_pickles", False)
+        data = written(ours, [("objects", digest)])
+    imported = read(data, theirs)
+    assert imported.objects == []
+    assert "pickles" in imported.refused[0]
+    assert isinstance(theirs.read("objects", digest), Miss)
 
 
 def test_damaged_or_absent_object_is_not_written(ours, publish, digest_of):

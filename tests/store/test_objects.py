@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from app.errors import StoreError
 from app.store import Corrupt, FileInfo, Hit, Manifest, Miss
-from app.store.objects import _checksum
+from app.store.objects import _with_checksum
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -82,7 +82,7 @@ def edit_manifest(changes):
     def edit(path):
         body = {**json.loads((path / "manifest.json").read_bytes()), **changes}
         del body["checksum"]
-        rewrite(path / "manifest.json", json.dumps({**body, "checksum": _checksum(body)}).encode())
+        rewrite(path / "manifest.json", _with_checksum(body).encode())
 
     return edit
 

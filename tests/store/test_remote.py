@@ -184,7 +184,7 @@ def test_entry_of_one_request_is_not_another_s(user, put, place, digest_of):
         lambda data: data[:-1024],
         lambda data: bytes(len(data)),
         lambda data: data.replace(b"code", b"evil"),
-        lambda data: data.replace(b'"passed": true', b'"passed": null'),
+        lambda data: data.replace(b'"passed":true', b'"passed":null'),
         lambda data: pickle.dumps(os.system),
     ],
     ids=["empty", "half", "no end", "zeros", "other code", "other manifest", "pickle"],

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import alias
+from app import names
 from app.config import CacheConfig
 from app.errors import AppError, ConfigError, StoreError
 from app.store import Hit, Store, Trust, Untrusted
@@ -256,7 +256,7 @@ def use_everything(root, digest, request):
         store.items()
         for name in store.documents("aliases"):
             with suppress(AppError):
-                alias.read(store, name, CacheConfig(dir=str(root)))
+                names.read(store, name, CacheConfig(dir=str(root)))
         store.rebuild_index()
 
 
@@ -270,7 +270,7 @@ def test_a_pickle_in_the_place_of_any_file_of_the_store_does_not_run(tmp_path, p
     with Store(root, trust=Trust("own", (), key)) as store:
         publish(store, "a")
         publish(store, "a", kind="weights")
-        alias.save(store, "scorer", compose_settings(["model=linear"]))
+        names.save(store, "scorer", compose_settings(["model=linear"]))
     files = [path for path in root.rglob("*") if path.is_file()]
     assert {"manifest.json", "signatures.json", "model.so", "scorer.json", "cache.db"} <= {
         path.name for path in files

@@ -1,0 +1,147 @@
+"""A compiled library over its own C interface, by ctypes, which lets go of the GIL while a function runs.
+
+The interface is torch's torch/csrc/inductor/aoti_runtime/interface.h. `torch._C._aoti` makes its tensor handles of
+torch's tensors, and tensors of handles; those functions are as private to torch as the classes in aoti.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
+# Every function of the interface that is called here, and what it takes; torch 2.11 to 2.13 have them all.
+_FUNCTIONS: Mapping[str, Sequence[Any]] = {
+    "CreateWithDevice": (_POINTER, _SIZE, ctypes.c_char_p, ctypes.c_char_p),
+    "Delete": (_POINTER,),
+    "GetNumInputs": (_POINTER, _POINTER),
+    "GetNumOutputs": (_POINTER, _POINTER),
+    "Run": (_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _POINTER),
+    "RunSingleThreaded": (_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _POINTER),
+    "UpdateUserManagedConstantBufferPairs": (_POINTER, _POINTER, _SIZE, ctypes.c_bool, ctypes.c_bool),
+}
+_PREFIX = "AOTInductorModelContainer"
+_HANDLES = ("unsafe_alloc_void_ptrs_from_tensors", "alloc_tensors_by_stealing_from_void_ptrs")
+
+# torch gives and takes its handles as capsules. Prototypes of this file's own: others may use ctypes.pythonapi too.
+_address = ctypes.PYFUNCTYPE(_POINTER, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
+_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, _POINTER, ctypes.c_char_p, _POINTER)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
+
+
+def has_handles() -> bool:
+    """Whether this torch gives and takes the tensor handles of the C interface."""
+    import torch._C._aoti as bindings  # compiled into torch: importing it costs nothing
+
+    return all(hasattr(bindings, name) for name in _HANDLES)
+
+
+def functions_of(library: Path) -> ctypes.CDLL | None:
+    """The library, never closed, with its functions declared; None where it or this torch lacks one."""
+    loaded = ctypes.CDLL(str(library))
+    names = [_PREFIX + name for name in _FUNCTIONS]
+    if not all(hasattr(loaded, name) for name in names) or not has_handles():
+        return None
+    for name, types in zip(names, _FUNCTIONS.values(), strict=True):
+        getattr(loaded, name).argtypes = types
+    return loaded
+
+
+class _Entry(ctypes.Structure):
+    """AOTInductorConstantMapEntry."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("handle", _POINTER))
+
+
+class Container:
+    """A library's pool of runners, over its C interface."""
+
+    def __init__(
+        self,
+        functions: ctypes.CDLL,
+        library: Path,
+        device: str,
+        *,
+        num_runners: int,
+        single_threaded: bool,
+    ) -> None:
+        import torch._C._aoti as bindings
+
+        self._functions, self._cuda = functions, None if device == "cpu" else torch.device(device)
+        self._alloc, self._steal = (getattr(bindings, name) for name in _HANDLES)
+        self._handle = _POINTER()
+        folder = os.fsencode(library.parent)
+        self._do("CreateWithDevice", ctypes.byref(self._handle), num_runners, device.encode(), folder)
+        # Not while a call runs: that has a reference to this. Not at exit: a daemon thread may still be calling.
+        weakref.finalize(self, functions.AOTInductorModelContainerDelete, self._handle).atexit = False
+        self._num_inputs, self._num_outputs = (self._count(name) for name in ("GetNumInputs", "GetNumOutputs"))
+        self._inputs, self._outputs = _POINTER * self._num_inputs, _POINTER * self._num_outputs
+        self._call = getattr(functions, f"{_PREFIX}{'RunSingleThreaded' if single_threaded else 'Run'}")
+        # Calls wait here and never inside of the library: an error there wakes nobody who waits, in 2.11 to 2.13.
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(1 if single_threaded else num_runners):
+            self._free.put(None)
+
+    def run(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Run the program; the GIL is free meanwhile."""
+        if len(tensors) != self._num_inputs:  # the library's own check of this ends the process
+            raise ValueError(f"{len(tensors)} tensors, expected {self._num_inputs}")
+        stream = None if self._cuda is None else torch.cuda.current_stream(self._cuda).cuda_stream
+        outputs = self._outputs()
+        self._free.get()
+        try:
+            # the library frees the inputs' handles, after an error too
+            inputs = self._inputs(*[_address(handle, None) for handle in self._alloc(tensors)])
+            code = self._call(self._handle, inputs, self._num_inputs, outputs, self._num_outputs, stream, None)
+            if code:
+                raise RuntimeError(_why(self._functions))
+        finally:
+            self._free.put(None)
+        # a null is an output that is None, and no capsule can hold it
+        given: list[torch.Tensor] = self._steal(
+            [_capsule(handle, None, None) if handle else None for handle in outputs]
+        )
+        return given
+
+    def borrow(self, constants: Mapping[str, torch.Tensor]) -> None:
+        """Have the library use these tensors, not copies of them."""
+        handles = self._alloc(list(constants.values()))
+        pairs = zip(constants, handles, strict=True)
+        entries = (_Entry * len(handles))(*[_Entry(name.encode(), _address(handle, None)) for name, handle in pairs])
+        try:
+            inactive, complete = False, True  # take effect at once; a constant that lacks is an error
+            self._do("UpdateUserManagedConstantBufferPairs", self._handle, entries, len(entries), inactive, complete)
+        finally:
+            self._steal(handles)  # the library has made its own
+
+    def _count(self, name: str) -> int:
+        number = _SIZE()
+        self._do(name, self._handle, ctypes.byref(number))
+        return number.value
+
+    def _do(self, name: str, *arguments: Any) -> None:
+        if getattr(self._functions, _PREFIX + name)(*arguments):
+            raise RuntimeError(_why(self._functions))
+
+
+def _why(functions: ctypes.CDLL) -> str:
+    """What the last call of this thread failed of."""
+    last = getattr(functions, "AOTInductorGetLastError", None)
+    if last is None:
+        return "the compiled library failed; what of stands on standard error"  # torch 2.11 and 2.12 keep no text
+    text = ctypes.c_char_p()
+    last(ctypes.byref(text))
+    why = (text.value or b"the compiled library failed").decode(errors="replace")
+    cause = getattr(functions, "torch_exception_get_what_without_backtrace", None)
+    if cause is None or "API call failed" not in why:
+        return why
+    cause.restype = ctypes.c_char_p  # torch's own function: the library only knows which of its calls failed
+    return f"{(cause() or b'').decode(errors='replace')}\n{why}"

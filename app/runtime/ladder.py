@@ -1,0 +1,166 @@
+"""The ladder while serving: each call is answered by the best rung that works, and no step is silent."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+from ..config import FallbackConfig
+from ..errors import AppError, InputError, ServeError
+from ..record import Fallback
+
+logger = logging.getLogger(__name__)
+
+# A service runs for months: what it keeps must end.
+MOST_REASONS = 100
+
+Serve = Callable[..., Any]
+
+
+class InEvalMode:
+    """What a module can be asked besides being called, and compiled code can't do."""
+
+    def eval(self) -> Self:
+        """Itself: it was exported in eval mode."""
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Raise InputError for anything but `train(False)`."""
+        if mode:
+            raise InputError("a compiled model can't be trained: it was exported in eval mode")
+        return self
+
+    def to(self, *_: Any, **__: Any) -> Self:
+        """Raise InputError: code is compiled for one device and one precision."""
+        raise InputError("a compiled model stays on its device, in its precision: load it with another one")
+
+
+class Ladder(InEvalMode):
+    """Rungs by name, best first; the last one is the model itself, whose exceptions are the caller's.
+
+    A rung that fails costs that call a step down and no wrong answer: programs that change their inputs are never
+    compiled, so the next rung starts from the same ones. After `max_failures` failed calls a rung is no longer tried
+    (its circuit is open). An input that a rung was not compiled for is the call's own matter, and opens nothing.
+
+    Args:
+        rungs: Name and callable of each.
+        policy: `on_run` and `max_failures`.
+        on_step: Called with the first step of each reason; all of them are counted.
+        steps: Those that were taken before, and are counted by their stage too.
+    """
+
+    def __init__(
+        self,
+        rungs: Sequence[tuple[str, Serve]],
+        policy: FallbackConfig,
+        on_step: Callable[[Fallback], None],
+        steps: Sequence[Fallback] = (),
+    ) -> None:
+        self._rungs, self._policy, self._on_step = list(rungs), policy, on_step
+        self._before = Counter(step.stage for step in steps)
+        self._calls: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
+        self._reasons: Counter[tuple[str, str]] = Counter()
+        self._lock = threading.Lock()
+        self._exchanged = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model.
+
+        Raises:
+            ServeError, InputError: a rung failed, or wasn't compiled for these inputs, and the policy is `raise`.
+            Exception: the model's own.
+        """
+        return self.serve(args, kwargs)[1]
+
+    def serve(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[str, Any]:
+        """The rung that answered, and its answer."""
+        rungs = self._rungs  # another thread may put one on top
+        for (name, call), (below, _) in itertools.pairwise(rungs):
+            if self._is_open(name):
+                continue
+            try:
+                answer = call(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - whatever it raises, the model itself may not
+                self._step(name, below, error)
+                continue
+            self._count(name)
+            return name, answer
+        name, call = rungs[-1]
+        self._count(name)
+        return name, call(*args, **kwargs)
+
+    def put_on_top(self, rungs: Sequence[tuple[str, Serve]]) -> None:
+        """Better rungs than all so far, best first, from the next call on.
+
+        Not where the weights were exchanged meanwhile: those of the new rungs are others.
+        """
+        if self._exchanged:
+            logger.warning("%s does not serve: the weights were exchanged while it was compiled", rungs[0][0])
+            return
+        self._rungs = [*rungs, *self._rungs]
+
+    def stats(self) -> dict[str, Any]:
+        """Calls by rung; steps before any call by stage; failed calls, open circuits, each reason and how often.
+
+        What the best rung counts is here too: calls by batch size, and its graphs.
+        """
+        with self._lock:
+            reasons = {f"{name}: {reason}": count for (name, reason), count in self._reasons.items()}
+        return {
+            "calls": dict(self._calls),
+            "steps": dict(self._before),
+            "failures": dict(self._failures),
+            "open": [name for name, _ in self._rungs[:-1] if self._is_open(name)],
+            "reasons": reasons,
+            **getattr(self._rungs[0][1], "stats", dict)(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Exchange external weights on every rung, in place; nobody has verified the new ones.
+
+        Not while another thread calls.
+
+        Raises:
+            InputError: a rung can't: its weights are baked in, or the state dict doesn't fit.
+        """
+        # two rungs may be two ways to call one model
+        owners: dict[Any, str] = {getattr(call, "__self__", call): name for name, call in self._rungs}
+        for owner, name in owners.items():
+            if not hasattr(owner, "load_state_dict"):
+                raise InputError(f"the weights of the rung {name} can't be exchanged: compile with weights=external")
+        for owner in owners:
+            owner.check_state_dict(state)  # all of them take it, or none
+        for owner in owners:
+            owner.load_state_dict(state)
+        self._exchanged = True
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self._calls[name] += 1
+
+    def _is_open(self, name: str) -> bool:
+        return self._failures[name] >= self._policy.max_failures
+
+    def _step(self, name: str, below: str, error: Exception) -> None:
+        reason = error.message if isinstance(error, AppError) else f"{type(error).__name__}: {error}"
+        if self._policy.on_run == "raise":
+            raise error if isinstance(error, InputError) else ServeError(f"{name} failed: {reason}") from error
+        with self._lock:
+            if len(self._reasons) >= MOST_REASONS and (name, reason) not in self._reasons:
+                reason = "other reasons"
+            self._reasons[name, reason] += 1
+            is_new = self._reasons[name, reason] == 1
+            if not isinstance(error, InputError):
+                self._failures[name] += 1
+            opens = not isinstance(error, InputError) and self._failures[name] == self._policy.max_failures
+        stage = error.stage if isinstance(error, InputError) else ServeError.stage
+        if is_new:
+            logger.warning("fallback %s -> %s at %s: %s", name, below, stage, reason)
+            self._on_step(Fallback(name, below, stage, reason))
+        if opens:
+            logger.warning("%s failed %d times and is no longer tried", name, self._policy.max_failures)
