@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Settings
-from .environment import import_path
+from .environment import VENDORED, import_path
 from .errors import ConfigError
 from .files import Stat, settled, sha256_of, stat_of, stat_tuple
 
@@ -284,8 +284,8 @@ def _roots(top: str) -> list[Path]:
     found = [spec.origin] if spec.origin else []
     if spec.submodule_search_locations is not None:
         found = list(spec.submodule_search_locations)
-    foreign = set(sys.path).difference(import_path())
-    return [Path(place) for place in found if not foreign or str(Path(place).parent) not in foreign]
+    # what was imported from there is found even where sys.path is as it was before
+    return [Path(place) for place in found if not str(Path(place).parent).endswith(VENDORED)]
 
 
 def _is_covered(top: str, importable: _Importable) -> bool:

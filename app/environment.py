@@ -17,7 +17,8 @@ from typing import Any
 
 from .errors import ConfigError
 
-_VENDORED = "setuptools/_vendor"
+# Where setuptools keeps copies of packages for itself.
+VENDORED = "setuptools/_vendor"
 
 
 def python_version() -> str:
@@ -30,7 +31,7 @@ def import_path() -> list[str]:
 
     A process that imported torch's inductor has them and a fresh one hasn't; a model isn't built from them.
     """
-    return [place for place in sys.path if not place.endswith(_VENDORED)]
+    return [place for place in sys.path if not place.endswith(VENDORED)]
 
 
 @functools.cache

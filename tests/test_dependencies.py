@@ -387,13 +387,14 @@ def test_a_module_that_was_searched_in_vain_and_appears_is_a_change(tmp_path, mo
     assert changed(absent, {}) == "surely_not_installed_yet is there now"
 
 
-def test_the_copies_of_packages_that_setuptools_brings_for_itself_are_not_looked_at(project):
+@pytest.mark.parametrize("then", ["", "import sys; sys.path[:] = [p for p in sys.path if '_vendor' not in p]"])
+def test_the_copies_of_packages_that_setuptools_brings_for_itself_are_not_looked_at(project, then):
     (project / "shop" / "model.py").write_text(
         (project / "shop" / "model.py").read_text() + "\ntry:\n    import backports\nexcept ImportError:\n    pass\n"
     )
     recorded = record(project)
     assert ["no-module", "backports", "", []] in recorded
-    service = f"import setuptools, backports.tarfile\n{ASK}"
+    service = f"import setuptools, backports.tarfile\n{then}\n{ASK}"
     assert child(service, project, given=json.dumps([recorded, {}])) is None
 
 
