@@ -60,6 +60,8 @@ def acquire(context: Context, store: Store) -> Found:
     with phases("lookup"):
         found = lookup.find(store, request, named)
     reasons = found.reasons if isinstance(found, NotFound) and context.settings.cache.dir else []
+    if context.uncertain is not None:
+        reasons = [f"the module has no fingerprint: {context.uncertain}"]
     if isinstance(found, NotFound):
         record.cache = CacheInfo("miss" if context.settings.cache.dir else "off", reasons)
         logger.info("miss: %s", "; ".join(reasons))
@@ -175,7 +177,8 @@ def _on_miss(context: Context, store: Store, tier: Tier, request: Key, named: di
         if isinstance(again, Found):
             return again
         found, entry = _compile(context, store, tier, request, locks)
-    tier.put(request, entry)
+    if context.uncertain is None:
+        tier.put(request, entry)
     return found
 
 
@@ -233,11 +236,13 @@ def _worker(
     only_export: bool = False,
 ) -> Compiled:
     policy = context.settings.fallback
-    stages = [] if only_export else jit_stages(policy)
+    is_live = context.settings.model.fingerprint is not None  # torch.compile's caches are of the program's own module
+    stages = [] if only_export or is_live else jit_stages(policy)
     own = store.trust.policy == "own"
+    context.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         return compile_in_worker(
-            context.settings,
+            context.for_worker(staging),
             request,
             context.device,
             staging=staging,
@@ -258,7 +263,10 @@ def _worker(
 
 def _publish(context: Context, store: Store, request: Key, made: Compiled, seconds: float) -> dict[str, Any]:
     source = {"model": context.settings.model.name, "created_at": now()}
-    entry = {"object": made.object, "weights": made.weights, "dependencies": made.dependencies}
+    # a fingerprint stands for all that the module was made from
+    read = [] if context.settings.model.fingerprint is not None else made.dependencies
+    entry = {"object": made.object, "weights": made.weights, "dependencies": read}
+    named = context.uncertain is None
     if made.weights_folder is not None:
         assert made.weights is not None
         nothing: dict[str, Any] = {"factors": {}, "content": {}, "verified": {}, "requests": []}
@@ -277,11 +285,12 @@ def _publish(context: Context, store: Store, request: Key, made: Compiled, secon
                 "floor": context.settings.precision.floor,
             },
             provenance={**made.provenance, **source, "seconds": seconds},
-            requests=[{"request": request.digest, "entry": entry}],
+            requests=[{"request": request.digest, "entry": entry}] if named else [],
         )
     elif made.cases:
         store.note(_note(made.object, made.weights), made.cases)
-    lookup.remember(store, request, entry, context.settings.model.name)
+    if named:
+        lookup.remember(store, request, entry, context.settings.model.name)
     return entry
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import signal
@@ -20,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from .compose import explain, register, typed
+from .compose import explain_composition, register, typed
+from .composed import conf_dir
 from .config import Settings
 from .context import Context
 from .errors import AppError, ConfigError, OutputError
@@ -46,21 +46,14 @@ def main() -> NoReturn:
     sys.exit(_outcome(_guarded(task), codes))
 
 
-def config_dir() -> str:
-    """Where conf/ is: beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).resolve().parent
-    found = next(path for path in (package / "conf", package.parent / "conf") if (path / "config.yaml").is_file())
-    return str(found)
-
-
 def _guarded(task: Callable[[DictConfig], None]) -> int:
     """Run Hydra with the task; the exit code of what goes wrong outside of any job."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and does not print and exit 1 by itself
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        hydra.main(version_base="1.3", config_path=config_dir(), config_name="config")(task)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        return _complain(ConfigError.exit_code, ConfigError.stage, _explain_composition(error))
+        return _complain(ConfigError.exit_code, ConfigError.stage, explain_composition(error))
     except OSError as error:
         return _complain(OutputError.exit_code, OutputError.stage, f"the run directory can't be written: {error}")
     except KeyboardInterrupt:
@@ -88,20 +81,6 @@ def _outcome(outside: int, codes: list[int]) -> int:
 def _complain(code: int, stage: str, text: str) -> int:
     print(f"error at {stage}: {text}", file=sys.stderr)
     return code
-
-
-def _explain_composition(error: BaseException) -> str:
-    """Hydra's words and, from what caused them, the place and the valid choices."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OmegaConfBaseException):
-            return explain(cause)  # the outermost: under a debugger it has causes of its own, without their place
-        cause = cause.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = itertools.takewhile(
-        lambda line: not line.startswith(("Config search path", "See https", "Set the env")), lines
-    )
-    return " ".join(told)
 
 
 def run_job(config: DictConfig) -> int:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -44,7 +49,42 @@ def register() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(f"app.{name}", resolver, replace=True, use_cache=name == "unique")
-    ConfigStore.instance().store(name="settings", node=_schema())
+    ConfigStore.instance().store(name=_STORED, node=_schema())
+
+
+_LOCK = threading.Lock()
+_STORED = "settings.yaml"
+
+
+def compose(overrides: Sequence[str], folders: Sequence[Path]) -> Settings:
+    """The settings that a command line of these overrides would come to, from anywhere.
+
+    It may run within somebody else's Hydra program: what Hydra and its ConfigStore hold globally is put back.
+
+    Args:
+        overrides: As on the command line.
+        folders: The program's own config folder, and further ones to search.
+
+    Raises:
+        ConfigError: they don't compose.
+    """
+    first, *others = (str(folder) for folder in folders)
+    search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in others)}]"] if others else []
+    with _LOCK:
+        theirs, repo = GlobalHydra.instance().hydra, ConfigStore.instance().repo
+        settings = repo.get(_STORED)  # others may have something of that name
+        GlobalHydra.instance().clear()
+        try:
+            register()
+            with hydra.initialize_config_dir(first, version_base="1.3", job_name="app"):
+                return typed(hydra.compose("config", overrides=[*search, *overrides]))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain_composition(error)) from error
+        finally:
+            GlobalHydra.instance().hydra = theirs
+            repo.pop(_STORED, None)
+            if settings is not None:
+                repo[_STORED] = settings
 
 
 def _package_file(package: str, relative: str) -> str:
@@ -105,3 +145,17 @@ def explain(error: BaseException) -> str:
     if isinstance(error, ConfigKeyError | AttributeError) and dataclasses.is_dataclass(owner):
         text += f" (valid: {', '.join(field.name for field in dataclasses.fields(owner))})"
     return text
+
+
+def explain_composition(error: BaseException) -> str:
+    """Hydra's words and, from what caused them, the place and the valid choices."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OmegaConfBaseException):
+            return explain(cause)  # the outermost: under a debugger it has causes of its own, without their place
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = itertools.takewhile(
+        lambda line: not line.startswith(("Config search path", "See https", "Set the env")), lines
+    )
+    return " ".join(told)

@@ -151,6 +151,10 @@ class ModelConfig:
     make_inputs: str | None = steers(
         None, "an importable callable (sizes, seed) -> {name: array} that replaces random inputs by real ones"
     )
+    examples: str | None = steers(
+        None, "example inputs (.safetensors, by name) that draws are made of instead of random values"
+    )
+    fingerprint: str | None = factor(None, "what app.compile_model calls a live module; not for the command line")
     trusted: bool = steers(False, "load a program whose archive holds a pickle: runs its author's code")
 
     def __post_init__(self) -> None:
@@ -453,7 +457,7 @@ class Settings:
     def __post_init__(self) -> None:
         choose("output", self.output, OUTPUTS)
         choose("target", self.target, TARGETS)
-        if not (self.model.target or self.model.program):
+        if not (self.model.target or self.model.program or self.model.fingerprint):
             raise ConfigError(
                 "model.target is not given: name a callable that returns an nn.Module (package.module:name)"
             )

@@ -72,6 +72,7 @@ class Context:
         self.settings, self.folder, self.record, self.phases = settings, folder, record, phases
         self.device = resolve_device(settings.device)
         self.cases: list[Case] = []
+        self.uncertain: str | None = None  # why the request may stand for more than one model: then it has no entry
         self._torch_is_ready = False
 
     def warn(self, text: str) -> None:
@@ -90,10 +91,16 @@ class Context:
         if step not in self.record.fallbacks:
             self.record.fallbacks.append(step)
 
+    def for_worker(self, staging: Path) -> Settings:  # noqa: ARG002 - of use where the model is in this process only
+        """The settings that the compile worker builds the model from."""
+        return self.settings
+
     def on_ladder(self, model: Callable[..., Any] | None) -> Ladder:
         """The model with the rungs beneath it; eager is built when a call needs it."""
+        elsewhere = not (self.settings.model.target or self.settings.model.program or "workload" in self.__dict__)
+        eager = [] if elsewhere and model is not None else [(EAGER, _Eager(self))]
         return Ladder(
-            [*rungs_of(model, self.record.fallbacks), (EAGER, _Eager(self))],
+            [*rungs_of(model, self.record.fallbacks), *eager],
             self.settings.fallback,
             self.note,
             self.record.fallbacks,

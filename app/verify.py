@@ -216,6 +216,12 @@ def _to_double(value: torch.Tensor) -> torch.Tensor:
     return value.double() if value.is_floating_point() else value
 
 
+def compared(ours: Any, eager: Any) -> tuple[float, str | None]:
+    """Worst relative L2 distance of two outputs, and what no tolerance excuses."""
+    problem = _mismatch(ours, eager, eager)
+    return (math.inf, problem) if problem is not None else (_distance(ours, eager)[0], None)
+
+
 def _mismatch(ours: Any, eager: Any, reference: Any) -> str | None:
     """What no tolerance excuses."""
     (a, spec_a), (b, spec_b) = pytree.tree_flatten(ours), pytree.tree_flatten(eager)

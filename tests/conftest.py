@@ -24,8 +24,8 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from app.acquire import acquire, load, opened
-from app.cli import config_dir
 from app.compose import register, typed
+from app.composed import conf_dir
 from app.config import Settings
 from app.context import Context
 from app.lookup import Found
@@ -202,7 +202,7 @@ def compose_settings():
 
     def settings(args: Sequence[str]) -> Settings:
         register()
-        with initialize_config_dir(config_dir(), version_base="1.3"):
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return typed(compose("config", [*QUICK, *args]))
 
     return settings

@@ -17,9 +17,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from app import cli, config, environment
 from app import compose as composition
+from app import config, environment
 from app.compose import typed
+from app.composed import conf_dir
 from app.config import (
     CacheConfig,
     DimConfig,
@@ -35,7 +36,7 @@ from app.errors import ConfigError
 from app.keys import request_key
 
 ROLES = {"factor", "steers"}
-CONF = Path(cli.config_dir())
+CONF = conf_dir()
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name != "experiment")
 
 MODEL = {"target": "m:f", "inputs": [{"name": "x", "shape": ["batch", 4]}]}
@@ -45,7 +46,7 @@ def compose(*overrides):
     """The config that a command line with these overrides gives."""
     GlobalHydra.instance().clear()
     composition.register()
-    with hydra.initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
+    with hydra.initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         return hydra.compose("config", overrides=list(overrides))
 
 
@@ -183,7 +184,7 @@ def test_two_runs_of_the_same_second_get_different_directories():
     for _ in range(3):
         GlobalHydra.instance().clear()
         composition.register()
-        with hydra.initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
+        with hydra.initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
             folders.add(hydra.compose("config", return_hydra_config=True).hydra.run.dir)
     assert len(folders) == 3
     assert all(folder.startswith("outputs/runs/") for folder in folders)
@@ -343,6 +344,8 @@ OTHERS = {
     "histogram": "sizes.json",
     "rungs": ["eager"],
     "model.target": "m:other",
+    "model.examples": "e.safetensors",
+    "fingerprint": "ab" * 32,
     "target": "x86-64-v2",
     "depends_on": ["b"],
     "environment": ["TWO"],

@@ -51,6 +51,9 @@ class Ladder(InEvalMode):
         policy: `on_run` and `max_failures`.
         on_step: Called with the first step of each reason; all of them are counted.
         steps: Those that were taken before, and are counted by their stage too.
+
+    Attributes:
+        pending: What is at work on a better rung.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Ladder(InEvalMode):
         self._reasons: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
         self._exchanged = False
+        self.pending: threading.Thread | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.
@@ -119,6 +123,19 @@ class Ladder(InEvalMode):
             "reasons": reasons,
             **getattr(self._rungs[0][1], "stats", dict)(),
         }
+
+    @property
+    def best(self) -> tuple[str, Serve]:
+        """The rung that the next call tries first."""
+        return next(rung for rung in self._rungs if rung is self._rungs[-1] or not self._is_open(rung[0]))
+
+    def unload(self) -> None:
+        """Let go of every rung; calls raise InputError from now on."""
+
+        def gone(*_: Any, **__: Any) -> Any:
+            raise InputError("the model was unloaded")
+
+        self._rungs = [("unloaded", gone)]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Exchange external weights on every rung, in place; nobody has verified the new ones.

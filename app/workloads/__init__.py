@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..config import BATCH, DimConfig, ModelConfig, Settings, resolve_callable
 from ..errors import AppError, BuildError, ConfigError
+from . import examples
 from .checkpoint import load_into
 from .inputs import TensorInput, draw, inputs_of_program
 
@@ -51,10 +52,11 @@ class Workload:
     def call(self, batch: int | None = None, seed: int = 0, others: Mapping[str, int] | None = None) -> Call:
         """Arguments of `forward` at a batch size: equal for equal arguments, in every process."""
         sizes = self.sizes(batch, others)
-        values = {spec.name: draw(spec, sizes, seed) for spec in self.inputs}
         if self.make_inputs is not None:
             made = self.make_inputs(sizes, seed)
             values = {spec.name: _as_tensor(made, spec, sizes) for spec in self.inputs}
+        else:
+            values = {spec.name: draw(spec, sizes, seed) for spec in self.inputs}
         on_device = {name: value.to(self.device) for name, value in values.items()}
         positional = tuple(on_device[spec.name] for spec in self.inputs if not spec.keyword)
         return positional, {spec.name: on_device[spec.name] for spec in self.inputs if spec.keyword}
@@ -126,11 +128,18 @@ def build(settings: Settings, device: str) -> Workload:
 
         program = load_program(Path(model.program).expanduser(), trusted=model.trusted)
         module: nn.Module = program.module(check_guards=False)
-        inputs, dims = inputs_of_program(program, model)
+        if model.fingerprint is None:
+            inputs, dims = inputs_of_program(program, model)
+        else:  # whose caller has names of their own for the same inputs
+            inputs, dims = tuple(TensorInput.from_config(spec, drawn=False) for spec in model.inputs), model.ranges
         settings.graphs.check_sizes({BATCH: DimConfig(), **dims})
+    elif not model.target:
+        raise BuildError("the module is in another process: here is only what was compiled of it")
     else:
         module = _from_factory(model)
         inputs, dims = tuple(TensorInput.from_config(spec) for spec in model.inputs), model.ranges
+    if model.examples:
+        make_inputs = examples.load(Path(model.examples).expanduser(), inputs)
     if model.checkpoint:
         load_into(module, Path(model.checkpoint).expanduser())
     if not model.program:

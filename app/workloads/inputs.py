@@ -23,8 +23,8 @@ class TensorInput(InputSpec):
     seed: int = 0
 
     @classmethod
-    def from_config(cls, config: InputConfig) -> TensorInput:
-        """As the config gives it.
+    def from_config(cls, config: InputConfig, *, drawn: bool = True) -> TensorInput:
+        """As the config gives it; what is `drawn` at random needs a range.
 
         Raises:
             ConfigError: integers without a range.
@@ -38,7 +38,7 @@ class TensorInput(InputSpec):
             config.high,
             config.seed,
         )
-        if spec.holds_integers:
+        if spec.holds_integers and (drawn or spec.low is not None):
             limits = torch.iinfo(spec.torch_dtype)
             bounds = [bound for bound in (spec.low, spec.high) if bound is not None and bound == int(bound)]
             if len(bounds) < 2 or not limits.min <= bounds[0] < bounds[1] <= limits.max + 1:

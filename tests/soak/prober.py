@@ -24,9 +24,9 @@ import torch.export
 from hydra import compose, initialize_config_dir
 
 from app import dependencies, environment, keys, lookup
-from app.cli import config_dir
 from app.compiler import ALLOWED_ENVIRONMENT, worker
 from app.compose import register, typed
+from app.composed import conf_dir
 from app.store import Hit, Store
 
 PROBE_TIMEOUT_S = 120
@@ -70,7 +70,7 @@ def answer_to(request: dict[str, Any]) -> dict[str, Any]:
     enter(request)
     pretend(request["facts"])
     lose(request["lacks"])
-    with initialize_config_dir(config_dir(), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         settings = typed(compose("config", request["overrides"]))
     device = environment.resolve_device(settings.device)
     with Store(Path(request["store"]), readonly=request["readonly"]) as store:

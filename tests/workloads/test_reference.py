@@ -8,14 +8,15 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from torch import nn
 
-from app import cli, compose
+from app import compose
+from app.composed import conf_dir
 from app.workloads import build, reference
 
 
 def settings_for(name, *more):
     GlobalHydra.instance().clear()
     compose.register()
-    with hydra.initialize_config_dir(config_dir=cli.config_dir(), version_base="1.3"):
+    with hydra.initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         return compose.typed(hydra.compose("config", overrides=[f"model={name}", *more]))
 
 

@@ -1,0 +1,247 @@
+"""Live: a module of this process as a run: named by its fingerprint, exported here, compiled elsewhere."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .config import BATCH, DimConfig, InputConfig, ModelConfig, Settings
+from .context import Context
+from .errors import ConfigError, ExportError
+from .fingerprint import UncertainError, fingerprint
+from .progress import Phases
+from .record import Record
+from .workloads import Workload
+from .workloads import examples as examples_of
+from .workloads.inputs import TensorInput
+
+PROGRAM, EXAMPLES = "program.pt2", "examples.safetensors"
+# A batch of at least two, for a size of one is traced as one.
+_LEAST_TRACED, _MOST = 2, 1024
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a live module is called with.
+
+    Attributes:
+        inputs: Named tensors in the order of `forward`, without values.
+        dims: Ranges of their dynamic dimensions.
+        tensors: The example of each.
+    """
+
+    inputs: tuple[InputConfig, ...]
+    dims: Mapping[str, DimConfig]
+    tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def static(self) -> Signature:
+        """The same with every dimension as the examples have it."""
+        inputs = tuple(replace(item, shape=list(self.tensors[item.name].shape)) for item in self.inputs)
+        return Signature(inputs, {}, self.tensors)
+
+
+def signature(
+    module: nn.Module,
+    example_inputs: Any,
+    dynamic: Mapping[str, Any] | None = None,
+    ranges: Mapping[str, tuple[int, int]] | None = None,
+) -> Signature:
+    """Read a call's inputs off examples.
+
+    Args:
+        module: What is called.
+        example_inputs: A tensor, a sequence of positional ones, or a dict by argument name.
+        dynamic: By argument, which axes vary and their names: `{"x": {0: "batch"}}`, a `torch.export.Dim` instead of
+            a name gives the range. None: the first axis of every input, where they agree on its size.
+        ranges: Lowest and upper bound (exclusive) of integer inputs.
+
+    Raises:
+        ConfigError: an input is no tensor, or an argument that is named is none of the module's.
+    """
+    tensors, keywords = _bound(module, example_inputs)
+    axes = _axes(tensors, dynamic)
+    for given, what in ((dynamic, "dynamic"), (ranges, "ranges")):
+        for name in given or {}:
+            if name not in tensors:
+                raise ConfigError(f"{what} names {name!r}, which is not among the inputs: {', '.join(tensors)}")
+    dims = {dim.name: dim.config for each in axes.values() for dim in each.values()}
+    inputs = []
+    for name, value in tensors.items():
+        low, high = (ranges or {}).get(name, (None, None))
+        shape = [axes[name][axis].name if axis in axes[name] else size for axis, size in enumerate(value.shape)]
+        dtype = str(value.dtype).removeprefix("torch.")
+        inputs.append(InputConfig(name=name, shape=shape, dtype=dtype, keyword=name in keywords, low=low, high=high))
+    detached = {name: value.detach().cpu().resolve_conj().resolve_neg() for name, value in tensors.items()}
+    return Signature(tuple(inputs), dims, detached)
+
+
+def _bound(module: nn.Module, example_inputs: Any) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """Examples by argument in the signature's order, and which of them are given by keyword only."""
+    positional, keyword = _split(example_inputs)
+    parameters = inspect.signature(module.forward)
+    try:
+        bound = parameters.bind(*positional, **keyword)
+    except TypeError as error:
+        raise ConfigError(
+            f"the example inputs don't fit {type(module).__name__}.forward{parameters}: {error}"
+        ) from error
+    tensors = dict(zip(_names(parameters, len(positional)), positional, strict=True))
+    # in the signature's order, and by position where that can be: then a call may give them either way
+    for name, parameter in parameters.parameters.items():
+        if name in tensors:
+            continue
+        if name not in keyword or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+            break
+        tensors[name] = keyword.pop(name)
+    tensors |= {name: keyword[name] for name in bound.arguments if name in keyword}
+    tensors |= {name: value for name, value in keyword.items() if name not in tensors}
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor):
+            raise ConfigError(f"the example input {name!r} is a {type(value).__name__}; every input must be a tensor")
+    return tensors, set(keyword)
+
+
+def _split(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str) and example_inputs:
+        return tuple(example_inputs), {}
+    raise ConfigError(
+        f"example_inputs is a {type(example_inputs).__name__}; give a tensor, a sequence of them, or a dict by name"
+    )
+
+
+def _names(parameters: inspect.Signature, count: int) -> list[str]:
+    """The arguments that the first `count` positional values are given to."""
+    names: list[str] = []
+    for parameter in parameters.parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names += [f"{parameter.name}_{number}" for number in range(count - len(names))]
+        names.append(parameter.name)
+    return names[:count]
+
+
+@dataclass(frozen=True)
+class _Dim:
+    name: str
+    config: DimConfig
+
+
+def _axes(tensors: Mapping[str, torch.Tensor], dynamic: Mapping[str, Any] | None) -> dict[str, dict[int, _Dim]]:
+    """For each input its dynamic axes."""
+    if dynamic is None:
+        sizes = {value.shape[0] if value.ndim else -1 for value in tensors.values()}
+        one = len(sizes) == 1 and min(sizes) > 0
+        return {name: {0: _dim(BATCH, value.shape[0])} if one else {} for name, value in tensors.items()}
+    found = {}
+    for name, value in tensors.items():
+        given = dynamic.get(name) or {}
+        for axis in given:
+            if not isinstance(axis, int) or not 0 <= axis < value.ndim:
+                raise ConfigError(f"dynamic[{name!r}] names the axis {axis!r}; the input has {value.ndim}")
+        found[name] = {axis: _dim(dim, value.shape[axis]) for axis, dim in given.items() if dim is not None}
+    return found
+
+
+def _dim(given: Any, size: int) -> _Dim:
+    """From a name, or from a `torch.export.Dim` with its range."""
+    name = given if isinstance(given, str) else getattr(given, "__name__", None)
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ConfigError(f"{given!r} is no name of a dimension: give a str or a torch.export.Dim")
+    low = max(1, getattr(given, "min", 1) or 1)
+    high = getattr(given, "max", None) or max(_MOST, size)
+    high = high if isinstance(high, int) else max(_MOST, size)  # torch's "no limit" is no int
+    return _Dim(name, DimConfig(min=low, max=high, example=min(max(size, low, _LEAST_TRACED), high)))
+
+
+def settings_for(settings: Settings, given: Signature, name: str, digest: str) -> Settings:
+    """The run's settings with a live module in the place of a configured one."""
+    model = ModelConfig(name=name, fingerprint=digest, inputs=list(given.inputs), dims=dict(given.dims))
+    sizes = settings.graphs.batch_sizes
+    if BATCH in given.dims:
+        low, high = given.dims[BATCH].min, given.dims[BATCH].max
+        sizes = [size for size in sizes if low <= size <= high] or [given.dims[BATCH].example]
+    return replace(settings, model=model, graphs=replace(settings.graphs, batch_sizes=sizes))
+
+
+def name_of(module: nn.Module) -> tuple[str, str | None]:
+    """The module's fingerprint, or a stand-in and why there is none."""
+    try:
+        return fingerprint(module), None
+    except UncertainError as error:
+        return "none", str(error)
+
+
+class LiveContext(Context):
+    """A run whose model is here already; the worker gets it as an exported program.
+
+    Args:
+        uncertain: Why the request doesn't name the module for certain, so that no later one may be answered by it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        record: Record,
+        phases: Phases,
+        *,
+        module: nn.Module,
+        given: Signature,
+        uncertain: str | None,
+    ) -> None:
+        super().__init__(settings, folder, record, phases)
+        self.uncertain = uncertain
+        inputs = tuple(
+            TensorInput(item.name, tuple(item.shape or ()), item.dtype, item.keyword, item.low, item.high)
+            for item in given.inputs
+        )
+        draws = examples_of.Examples(given.tensors, inputs)
+        # an attribute of the instance takes the place of the cached property
+        self.__dict__["workload"] = Workload(module, inputs, given.dims, self.device, draws)
+
+    def for_worker(self, staging: Path) -> Settings:
+        """Export the module into `staging`; settings that build it from there.
+
+        Raises:
+            ExportError: torch can't export it, or can't save what it exported.
+        """
+        from .compiler import indices  # these import torch.export, which a hit does without
+        from .compiler.export import export
+
+        self.import_torch()
+        workload, model = self.workload, self.settings.model
+        with self.phases("export"):
+            program = export(workload, workload.module).program
+            known = indices.ranges(program) if not _are_declared(model.inputs) else {}
+        # by position: a program may have other names for the same inputs
+        order = dict(zip(map(str, program.graph_signature.user_inputs), model.inputs, strict=True))
+        inputs = [
+            replace(item, low=low, high=high) if item.low is None and (low, high) != (None, None) else item
+            for item, (low, high) in ((order[name], known.get(name) or (None, None)) for name in order)
+        ]
+        try:
+            torch.export.save(program, staging / PROGRAM)
+        except Exception as error:  # torch serialises what it can, and raises whatever it trips over
+            raise ExportError(
+                f"the exported program can't be saved: {type(error).__name__}: {error}"[:500]
+            ) from error
+        examples_of.save(workload.make_inputs.tensors, staging / EXAMPLES)  # type: ignore[union-attr]
+        live = replace(
+            model, inputs=inputs, program=str(staging / PROGRAM), examples=str(staging / EXAMPLES), trusted=True
+        )
+        return replace(self.settings, model=live)
+
+
+def _are_declared(inputs: Sequence[InputConfig]) -> bool:
+    floating = ("float", "bfloat", "complex", "bool")
+    return all(item.low is not None or item.dtype.startswith(floating) for item in inputs)

@@ -1,0 +1,132 @@
+"""Serving: a request -> a model that answers calls, on whatever rung it can; nothing is measured."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from . import acquire, background, capturing, pipeline, planning
+from .config import Settings
+from .context import Context, rungs_of
+from .errors import AppError, EagerAskedError
+from .fallback import COMPILED, CUDAGRAPH, EAGER, served, step_down
+from .lookup import Found
+from .progress import Phases
+from .record import Record
+from .store import Store
+
+if TYPE_CHECKING:
+    from .runtime.ladder import Ladder
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+
+
+def new_folder() -> Path:
+    """Where a run that isn't the command's may write; it is made when something is."""
+    return Path(tempfile.gettempdir(), f"app-{secrets.token_hex(8)}")
+
+
+def context_for(settings: Settings, folder: Path | None = None) -> Context:
+    """A run of a library call: its record is the answer to what happened, and nothing is shown."""
+    return Context(settings, folder or new_folder(), new_record(settings), Phases(Console(quiet=True)))
+
+
+def new_record(settings: Settings) -> Record:
+    """The record of a library call."""
+    return Record(
+        status="ok",
+        task="load",
+        model=settings.model.name,
+        mode=settings.mode.name,
+        precision=settings.precision.name,
+        weights=settings.weights.placement,
+    )
+
+
+def serve(context: Context) -> Ladder:
+    """The model with its rungs; a stage that fails costs a step down, as the policy says.
+
+    Raises:
+        AppError: the policy says `raise`, or there is nothing to fall back to.
+    """
+    record, settings = context.record, context.settings
+    record.device, record.rung = context.device, EAGER
+    if settings.mode.engine == EAGER or COMPILED not in settings.fallback.rungs:
+        return context.on_ladder(None)
+    try:
+        with acquire.opened(context) as store:
+            return from_store(context, store, acquire.acquire(context, store))
+    except EagerAskedError as error:
+        return by_eager(context, error)
+    except AppError as error:
+        context.step(step_down(error, settings.fallback, served(record.fallbacks)))
+        record.rung = EAGER
+        return context.on_ladder(None)
+    finally:
+        if settings.cache.dir is not None or record.rung == EAGER:
+            _tidy(context)
+
+
+def from_store(context: Context, store: Store, found: Found) -> Ladder:
+    """Load what was found, with the graphs and plans that it has."""
+    model = acquire.load(context, found)
+    capturing.capture(context, model, comparing=False)
+    planning.settle(context, store, found, model, measuring=False)
+    context.record.rung = served(context.record.fallbacks, CUDAGRAPH if getattr(model, "captured", ()) else COMPILED)
+    return context.on_ladder(model)
+
+
+def _tidy(context: Context) -> None:
+    """What a worker logged is of use only where it failed, or goes on."""
+    if not context.record.fallbacks:
+        shutil.rmtree(context.folder, ignore_errors=True)
+
+
+def by_eager(context: Context, error: EagerAskedError) -> Ladder:
+    """Eager, and the artifact in its place once another process has made it."""
+    context.step(step_down(error, context.settings.fallback))
+    ladder = context.on_ladder(None)
+    if (context.folder / background.FOLDER).is_dir():
+        swap_in(context.settings, context.folder / background.FOLDER, ladder)
+    return ladder
+
+
+def swap_in(settings: Settings, folder: Path, ladder: Ladder) -> None:
+    """Wait, in a thread, for the process that was started with `folder`, and put what it compiled on top of a ladder.
+
+    What fails on the way is said once in the log, and the ladder serves on as it is.
+    """
+    ladder.pending = threading.Thread(target=_swap_in, args=(settings, folder, ladder), daemon=True)
+    ladder.pending.start()
+
+
+def _swap_in(settings: Settings, folder: Path, ladder: Ladder) -> None:
+    deadline = time.monotonic() + settings.compile.timeout_s + settings.cache.lock_timeout_s
+    while not (folder / background.RECORD).exists():
+        if time.monotonic() > deadline:
+            logger.warning("background: nothing was compiled in time; see %s", folder)
+            return
+        time.sleep(POLL_S)
+    settings = replace(settings, cache=replace(settings.cache, on_miss="fail"))
+    context = context_for(settings, folder)
+    try:
+        with acquire.opened(context) as store:
+            model = pipeline.ready(context, store, acquire.acquire(context, store), measuring=False)
+    except AppError as error:
+        logger.warning("background: eager goes on serving: %s (see %s)", error.message, folder)
+        return
+    rungs = rungs_of(model, context.record.fallbacks)
+    ladder.put_on_top(rungs)
+    logger.info("background: %s serves from now on", rungs[0][0])
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,357 @@
+"""The library: load and compile_model give a model that stands in for its module, and a second process starts warm."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import app
+from app import api
+from app.errors import ConfigError, InputError, MissError
+
+WAYS = ["model=linear", "mode=default"]
+
+
+class Tagger(nn.Module):
+    """Looks tokens up, and gives a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head, self.labels = nn.Embedding(50, 16), nn.Linear(16, 4), ("a", "b")
+
+    def forward(self, tokens, mask=None):
+        found = self.head(self.table(tokens)).relu()
+        if mask is not None:
+            found = found * mask.unsqueeze(-1)
+        return {"scores": found, "total": found.sum(1)}
+
+
+def tagger():
+    torch.manual_seed(0)
+    return Tagger()
+
+
+def call(rows=5, width=9):
+    torch.manual_seed(rows)
+    return torch.randint(0, 50, (rows, width)), torch.ones(rows, width)
+
+
+DYNAMIC = {name: {0: "batch", 1: "seq"} for name in ("tokens", "mask")}
+
+
+def compile_tagger(module=None, **options):
+    return app.compile_model(module or tagger(), call(3, 7), dynamic=DYNAMIC, **options)
+
+
+@pytest.fixture(scope="module")
+def store(compiled, store_dir):
+    """The session's store, for it knows the compiler already."""
+    compiled("linear")
+    return {"cache": {"dir": str(store_dir)}}
+
+
+@pytest.fixture(autouse=True)
+def session(request):
+    if "store" in request.fixturenames:
+        with app.session(**request.getfixturevalue("store")):
+            yield
+    else:
+        yield
+
+
+@pytest.fixture(scope="module")
+def first(store):
+    with app.session(**store):
+        return compile_tagger()
+
+
+# Importing
+
+
+def test_importing_app_imports_no_torch():
+    program = (
+        "import sys, app; print([n for n in ('torch', 'hydra', 'numpy', 'rich') if n in sys.modules], dir(app)[:0])"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[] []"
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        app.nope  # noqa: B018
+
+
+# load
+
+
+@pytest.mark.slow
+def test_load_answers_as_eager_does_and_says_where_it_came_from(store, loaded, assert_same):
+    model = app.load(*WAYS)
+    value = torch.randn(3, 768)
+    with torch.inference_mode():
+        assert_same(model(value), loaded("linear").eager(value))
+    assert model.info["cache"]["outcome"] == "direct-hit"
+    assert (model.info["rung"], model.info["rungs"]["4"], model.info["fallbacks"]) == ("compiled", "compiled", [])
+    assert model.stats()["calls"] == {"compiled": 1}
+    assert model.ready()
+    json.dumps([model.info, model.stats()])
+
+
+@pytest.mark.slow
+def test_a_known_request_is_loaded_without_composing(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    app.load(*WAYS)
+    monkeypatch.setattr("app.compose.compose", None)
+    assert app.load(*WAYS).info["rung"] == "compiled"
+
+
+@pytest.mark.slow
+def test_an_alias_is_loaded_by_its_name_alone(store, run_app, hit_args):
+    assert run_app([*hit_args("linear"), "cache.alias=api-scorer", "task=compile"]).code == 0
+    assert app.load("api-scorer").info["cache"]["outcome"] == "direct-hit"
+    with pytest.raises(ConfigError, match="no alias 'api-nobody'"):
+        app.load("api-nobody")
+
+
+def test_what_does_not_compose_is_a_config_error():
+    with pytest.raises(ConfigError, match="nope"):
+        app.load("model=nope")
+
+
+def test_a_miss_that_may_not_compile_is_served_by_eager_or_raised(tmp_path):
+    with app.session(cache={"dir": str(tmp_path / "store"), "on_miss": "eager"}):
+        model = app.load("model=linear")
+        assert model(torch.zeros(2, 768)).shape == (2, 5)
+        assert [step["to"] for step in model.info["fallbacks"]] == ["eager"]
+    with app.session(cache={"dir": str(tmp_path / "store"), "on_miss": "fail"}), pytest.raises(MissError):
+        app.load("model=linear")
+
+
+def test_sessions_nest_and_end(tmp_path):
+    with app.session("mode=eager", cache="off"):
+        with app.session(graphs={"batch_sizes": [1, 3]}):
+            assert set(app.load("model=linear").info["rungs"]) == {"1", "3"}
+        assert set(app.load("model=linear").info["rungs"]) == {"1", "2", "4", "8"}
+    assert api._DEFAULTS.get() == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "with space", "a=b,c", "quote\"s'", "/a/b.c", "ümlaut", "back\\slash", "end\\", "mid\\'dle"]
+)
+def test_values_of_a_session_arrive_as_they_are(text):
+    with app.session(cache={"dir": text}):
+        assert api.settings_of(api._DEFAULTS.get()).cache.dir == text
+
+
+# compile_model
+
+
+@pytest.mark.slow
+def test_a_live_module_is_compiled_and_answers_as_it_does_at_other_sizes(first, assert_same):
+    module = tagger().eval()
+    for rows, width in ((1, 1), (5, 9), (20, 3)):
+        tokens, mask = call(rows, width)
+        with torch.inference_mode():
+            assert_same(first(tokens, mask), module(tokens, mask))
+            assert_same(first(tokens=tokens, mask=mask), module(tokens, mask))
+    assert first.info["rung"] == "compiled"
+    assert first.stats()["failures"] == {}
+
+
+@pytest.mark.slow
+def test_the_second_time_it_is_a_direct_hit_that_neither_exports_nor_composes(first, store, monkeypatch):
+    monkeypatch.setattr(torch.export, "export", None)
+    assert compile_tagger().info["cache"]["outcome"] == "direct-hit"
+
+
+@pytest.mark.slow
+def test_another_process_starts_warm(first, store, tmp_path):
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import app, test_api as t\n"
+        f"with app.session(cache={store['cache']!r}): m = t.compile_tagger()\n"
+        "print(m.info['cache']['outcome'], sorted(n for n in sys.modules if n.startswith('torch._inductor'))[:1])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert found.stdout.strip() == "direct-hit []", found.stderr
+
+
+@pytest.mark.slow
+def test_other_weights_never_share_an_artifact(first, store, assert_same):
+    module = tagger()
+    with torch.no_grad():
+        module.head.weight.mul_(-1)
+    model = compile_tagger(module)
+    assert model.info["cache"]["outcome"] == "miss"
+    assert model.info["key"]["object"] != first.info["key"]["object"]
+    with torch.inference_mode():
+        assert_same(model(*call()), module(*call()))
+
+
+@pytest.mark.slow
+def test_a_module_without_a_fingerprint_is_found_by_its_program(first, store):
+    module = tagger()
+    module.head.register_forward_hook(lambda *_: None)  # it changes nothing: the program is the same
+    model = compile_tagger(module)
+    assert model.info["cache"]["outcome"] == "graph-hit"
+    assert model.info["cache"]["miss_reasons"] == ["the module has no fingerprint: Linear has hooks"]
+    assert model.info["key"]["object"] == first.info["key"]["object"]
+    module.head.register_forward_hook(lambda _, __, out: out + 1)
+    assert compile_tagger(module).info["key"]["object"] != first.info["key"]["object"]
+
+
+@pytest.mark.slow
+def test_it_stands_in_for_its_module(first):
+    assert first.labels == ("a", "b")
+    assert list(inspect.signature(first).parameters) == ["tokens", "mask"]
+    assert first.eval() is first
+    assert first.train(False) is first
+    assert not first.training
+    assert set(first.state_dict()) == {"table.weight", "head.weight", "head.bias"}
+    with pytest.raises(InputError, match="can't be trained"):
+        first.train()
+    with pytest.raises(InputError, match="stays on its device"):
+        first.to("cpu")
+    with pytest.raises(InputError, match="weights=external"):
+        first.load_state_dict(tagger().state_dict())
+    with pytest.raises(AttributeError):
+        first.nothing_of_that_name  # noqa: B018
+    assert "rung compiled" in repr(first)
+
+
+@pytest.mark.slow
+def test_it_is_used_in_threads_and_in_inference_mode(first, hammer):
+    values = [call(rows)[0] for rows in range(1, 9)]
+    mask = {value.shape[0]: torch.ones(value.shape) for value in values}
+
+    def total(value):
+        with torch.inference_mode():
+            return first(value, mask[value.shape[0]])["total"]
+
+    hammer(total, values, 1.0)
+
+
+@pytest.mark.slow
+def test_it_travels_to_another_process_and_is_loaded_there(first, assert_same):
+    again = pickle.loads(pickle.dumps(first))  # noqa: S301 - made right here
+    assert again.info["cache"]["outcome"] == "direct-hit"
+    assert_same(again(*call()), first(*call()))
+
+
+@pytest.mark.slow
+def test_what_only_the_compiled_form_refuses_is_answered_by_eager(store, assert_same, caplog):
+    model, module = compile_tagger(), tagger().eval()
+    tokens = call()[0]
+    with torch.inference_mode(), caplog.at_level(logging.WARNING):
+        assert_same(model(tokens), module(tokens))  # the mask wasn't among the examples
+    assert "fallback compiled -> eager at call" in caplog.text
+    with pytest.raises(IndexError):
+        model(torch.full((2, 3), 50))  # the model's own exception
+    assert model.stats()["calls"] == {"eager": 2}
+
+
+@pytest.mark.slow
+def test_shadowing_compares_a_share_of_the_calls_and_says_what_differs(store, caplog):
+    model = compile_tagger(shadow=0.5)
+    for _ in range(10):
+        model(*call())
+    assert model.stats()["shadow"]["calls"] == 5
+    assert model.stats()["shadow"]["disagreements"] == 0
+    with torch.no_grad():
+        model.module.head.bias.add_(1)  # eager is another model now
+    with caplog.at_level(logging.WARNING):
+        model(*call())
+        model(*call())
+    assert model.stats()["shadow"]["disagreements"] == 1
+    assert "shadow: Tagger disagrees with eager: relative distance" in caplog.text
+
+
+@pytest.mark.slow
+def test_it_can_be_switched_off_and_unloaded(store, assert_same):
+    model = compile_tagger(enabled=False)
+    answer = model(*call())
+    assert model.stats()["calls"] == {}
+    model.enabled = True
+    assert_same(model(*call()), answer)
+    assert model.stats()["calls"] == {"compiled": 1}
+    model.unload()
+    with pytest.raises(InputError, match="unloaded"):
+        model(*call())
+
+
+@pytest.mark.slow
+def test_a_named_live_module_is_loaded_where_the_module_is_not(store, assert_same):
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+    model = app.compile_model(module, torch.randn(2, 6), "cache.alias=live-one")
+    there = app.load("live-one")
+    value = torch.randn(4, 6)
+    assert_same(there(value), model(value))
+    with pytest.raises(InputError, match="float64"):
+        there(value.double())
+    assert_same(model(value), module(value).detach())
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x - 1
+
+
+def test_what_does_not_export_is_served_by_the_module_itself(tmp_path):
+    with app.session(cache={"dir": str(tmp_path / "store")}):
+        model = app.compile_model(Branches(), torch.ones(2, 3))
+    assert torch.equal(model(-torch.ones(2, 3)), -torch.ones(2, 3) - 1)
+    assert [(step["stage"], step["to"]) for step in model.info["fallbacks"]] == [("export", "eager")]
+
+
+def test_strict_raises_what_graceful_serves(tmp_path):
+    from app.errors import ExportError
+
+    with app.session(cache={"dir": str(tmp_path / "store")}, fallback="strict"), pytest.raises(ExportError):
+        app.compile_model(Branches(), torch.ones(2, 3))
+
+
+class Fixed(nn.Module):
+    def forward(self, x):
+        assert x.shape[0] == 4, "a batch of four"
+        return x * 2
+
+
+@pytest.mark.slow
+def test_a_module_of_one_batch_size_is_compiled_for_that(store, caplog):
+    with caplog.at_level(logging.WARNING):
+        model = app.compile_model(Fixed(), torch.ones(4, 3))
+    assert model.info["rung"] == "compiled"
+    assert "compiled for the examples' sizes alone" in caplog.text
+    assert torch.equal(model(torch.ones(4, 3)), torch.full((4, 3), 2.0))
+
+
+def test_background_is_refused_for_a_live_module(tmp_path):
+    with pytest.raises(ConfigError, match="a live one is compiled here"):
+        app.compile_model(Branches(), torch.ones(2), "cache.on_miss=background", f"cache.dir={tmp_path}")
+
+
+def test_sessions_are_a_threads_own():
+    seen = []
+    with app.session("mode=eager"):
+        thread = threading.Thread(target=lambda: seen.append(api._DEFAULTS.get()))
+        thread.start()
+        thread.join()
+    assert seen == [()]
