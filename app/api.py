@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import serving
+from . import lookup, names, serving
 from .capturing import rung_of
 from .composed import settings_of
 from .config import BATCH, CacheConfig, require
@@ -109,6 +109,21 @@ class Model:
             pending.join(timeout_s)
             return not pending.is_alive()
         return True
+
+    def name(self, alias: str) -> None:
+        """Let `load(alias)` find it from now on, from the same cache.
+
+        Raises:
+            ConfigError: it has no cache, or no fingerprint by which another process could know it; or the alias is
+                no name.
+        """
+        context = self._context
+        cache = replace(context.settings.cache, alias=alias)
+        if context.uncertain is not None or cache.dir is None:
+            why = f"has no fingerprint: {context.uncertain}" if context.uncertain else "is kept in no cache"
+            raise ConfigError(f"{context.record.model} can't be called {alias!r}: it {why}")
+        with lookup.open_store(cache, Path(cache.dir).expanduser(), readonly=cache.readonly) as store:
+            names.save(store, alias, context.settings)
 
     def unload(self) -> None:
         """Let go of the library, its graphs and weights; calls raise InputError from now on."""
