@@ -18,6 +18,7 @@ from .errors import AppError, EagerAskedError, MissError, StoreError, VerifyErro
 from .fallback import jit_stages, step_to_jit
 from .keys import Key, request_key
 from .lookup import Found, NotFound
+from .monitor import performance_monitor
 from .record import CacheInfo, KeyInfo, Memory, Outcome, now
 from .store import LockTimeout, Store
 from .tier import Tier
@@ -236,7 +237,7 @@ def _worker(
     stages = [] if only_export else jit_stages(policy)
     own = store.trust.policy == "own"
     try:
-        return compile_in_worker(
+        return performance_monitor.monitor("compilation")(compile_in_worker)(
             context.settings,
             request,
             context.device,

@@ -24,6 +24,7 @@ from .compose import explain, register, typed
 from .config import Settings
 from .context import Context
 from .errors import AppError, ConfigError, OutputError
+from .monitor_export import monitored
 from .progress import Phases
 from .record import Record, RunError, now
 
@@ -140,7 +141,8 @@ def _attempt(config: DictConfig, folder: Path, record: Record, phases: Phases) -
         record.device = context.device
         from . import tasks
 
-        tasks.run(context)
+        with monitored(context):
+            tasks.run(context)
     except AppError as error:
         return _failed(config, record, error.exit_code, RunError(type(error).__name__, error.stage, error.message))
     except _TerminatedError:
