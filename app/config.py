@@ -428,7 +428,7 @@ class MonitorConfig:
     json: str | None = steers(None, "a file with the summary and every operation's figures")
 
     def __post_init__(self) -> None:
-        require("monitor.max_overhead", self.max_overhead, 0 < self.max_overhead <= 1, "above 0, and at most 1")
+        require("monitor.max_overhead", self.max_overhead, 0 < self.max_overhead < math.inf, "above zero")
         paths = [path for path in (self.prometheus, self.trace, self.json) if path is not None]
         require("monitor", paths, all(paths) and len(set(paths)) == len(paths), "names of different files, or null")
 

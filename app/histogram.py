@@ -1,51 +1,85 @@
-"""Durations in bounded memory: a histogram whose bounds grow by a constant ratio, extremes, and the last ones."""
+"""Durations in bounded memory: a histogram whose steps are 0.8 % wide or less, extremes, and the last ones."""
 
 from __future__ import annotations
 
 import itertools
-import math
+import struct
+import sys
+from array import array
 from bisect import bisect_left
 from collections import Counter, deque
-from operator import mul
+from typing import NamedTuple, Self
 
-# Bounds grow by this; a percentile is read at the middle between two, so it is within 0.75 %.
-RATIO = 1.015
-# What is shorter or longer counts as this; between them lie 2,784 steps.
-SHORTEST_S, LONGEST_S = 1e-9, 1e9
+# What is longer counts as this, and what is less than nothing as nothing; between 1 ns and this lie 7,600 steps.
+LONGEST_S = 1e9
 NUM_RECENT = 100
 PERCENTILES = (50, 90, 99)
-_PER_STEP = 1 / math.log(RATIO)
+_UPPER_HALF = 1 if sys.byteorder == "little" else 0
+
+
+class Batch(NamedTuple):
+    """Durations in seconds, and what one pass over them tells."""
+
+    values: list[float]
+    shortest: float
+    longest: float
+    total: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Self:
+        """At least one duration; those that none can be are replaced."""
+        total = sum(values)
+        if not (min(values) >= 0 and total <= LONGEST_S):  # written so that NaN gets in
+            values = [min(max(0.0, seconds), LONGEST_S) for seconds in values]
+            total = sum(values)
+        return cls(values, min(values), max(values), total)
+
+
+def _steps(values: list[float]) -> memoryview:
+    """The upper half of each duration as a 32-bit float: its exponent and 7 bits of its mantissa.
+
+    That is a histogram between logarithmic and linear, as HdrHistogram's, at a fifth of what `math.log` costs.
+    """
+    return memoryview(array("f", values)).cast("B").cast("H")[_UPPER_HALF::2]
+
+
+def _middle(step: int) -> float:
+    """Seconds halfway between a step's bounds: within 0.4 % of all that it holds."""
+    found: float = struct.unpack("<f", struct.pack("<I", (step << 16) + 0x8000))[0]
+    return found
 
 
 class Durations:
-    """What is kept of durations (seconds) that were folded."""
+    """What is kept of them."""
 
     def __init__(self) -> None:
-        self.histogram: Counter[int] = Counter()
-        self.recent: deque[float] = deque(maxlen=NUM_RECENT)
-        self.shortest, self.longest = math.inf, 0.0
+        self._histogram: Counter[int] = Counter()
+        self._recent: deque[float] = deque(maxlen=NUM_RECENT)
+        self._shortest, self._longest = LONGEST_S, 0.0
 
-    def add(self, batch: list[float], weight: int) -> None:
+    def add(self, batch: Batch, weight: int) -> None:
         """Each duration stands for `weight` calls."""
-        steps = Counter(map(math.floor, map(mul, map(math.log, batch), itertools.repeat(_PER_STEP))))
-        for step, count in steps.items():
-            self.histogram[step] += count * weight
-        self.recent.extend(batch[-NUM_RECENT:])
-        self.shortest, self.longest = min(self.shortest, *batch), max(self.longest, *batch)
+        steps = _steps(batch.values)
+        if weight == 1:
+            self._histogram.update(steps)
+        else:
+            self._histogram.update({step: count * weight for step, count in Counter(steps).items()})
+        self._recent.extend(batch.values[-NUM_RECENT:])
+        self._shortest, self._longest = min(self._shortest, batch.shortest), max(self._longest, batch.longest)
 
     def summary(self) -> dict[str, float]:
-        """Extremes, the recent average, and percentiles by nearest rank."""
-        if not self.recent:
+        """Extremes, the recent average, and percentiles by nearest rank; zeros where nothing was timed."""
+        if not self._recent:
             return dict.fromkeys(("min_time", "max_time", "recent_avg", *(f"p{each}" for each in PERCENTILES)), 0.0)
-        steps = sorted(self.histogram)
-        below = list(itertools.accumulate(self.histogram[step] for step in steps))
+        steps = sorted(self._histogram)
+        below = list(itertools.accumulate(self._histogram[step] for step in steps))
         found = {
-            "min_time": self.shortest,
-            "max_time": self.longest,
-            "recent_avg": sum(self.recent) / len(self.recent),
+            "min_time": self._shortest,
+            "max_time": self._longest,
+            "recent_avg": sum(self._recent) / len(self._recent),
         }
         for percent in PERCENTILES:
             rank = -(-percent * below[-1] // 100)
-            middle: float = RATIO ** (steps[bisect_left(below, rank)] + 0.5)
-            found[f"p{percent}"] = min(max(middle, self.shortest), self.longest)
+            middle = _middle(steps[bisect_left(below, rank)])
+            found[f"p{percent}"] = min(max(middle, self._shortest), self._longest)
         return found

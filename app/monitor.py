@@ -100,7 +100,12 @@ class SimplePerformanceMonitor:
 
     def time_operation(self, name: str) -> Block:
         """Time a `with` block."""
-        return Block(self._operations.get(name) or self.operation(name))
+        block = Block()
+        try:
+            block.operation = self._operations[name]
+        except KeyError:
+            block.operation = self.operation(name)
+        return block
 
     def get_metrics(self, name: str | None = None) -> dict[str, Any]:
         """What is known of one operation; of all, by name, where none is given.

@@ -13,12 +13,12 @@ import threading
 from threading import get_native_id
 from typing import Any
 
-from .histogram import LONGEST_S, SHORTEST_S, Durations
+from .histogram import Batch, Durations
 from .overhead import RATES, Policy
 
 logger = logging.getLogger(__name__)
 
-# Durations that a list holds before it is folded: folding them takes some 40 microseconds, which one call pays.
+# Durations that a list holds before it is folded: folding them takes some 40 us, which one call pays.
 BATCH = 256
 # The same where one call in k is timed: fewer, or a decision would wait for hundreds of thousands of calls.
 SAMPLED_BATCH = 32
@@ -66,14 +66,15 @@ class Regime:
         """While tracing, every timed call is looked at: a limit of 0 costs nothing while not."""
         self.limit = 0 if tracing else self.batch
 
-    def take(self) -> list[float]:
+    def take(self) -> Batch | None:
         """The durations so far, each handed out once; the lock is held."""
-        batch = self.buffer[:]
-        del self.buffer[: len(batch)]  # others append behind these meanwhile
-        if batch and not (min(batch) >= SHORTEST_S and sum(batch) <= LONGEST_S):  # written so that NaN gets in
-            batch = [min(max(SHORTEST_S, seconds), LONGEST_S) for seconds in batch]
-        self.timed += len(batch)
-        self.timed_s += sum(batch)
+        values = self.buffer[:]
+        del self.buffer[: len(values)]  # others append behind these meanwhile
+        if not values:
+            return None
+        batch = Batch.of(values)
+        self.timed += len(values)
+        self.timed_s += batch.total
         return batch
 
     def calls(self) -> int:
@@ -202,10 +203,10 @@ class Operation:
             self._folding = False
         return said
 
-    def _judge(self, batch: list[float]) -> str | None:
+    def _judge(self, batch: Batch) -> str | None:
         """Time fewer calls where it costs too much; never more again before a reset, so that nothing flaps."""
-        self._window += len(batch)
-        self._window_s += sum(batch)
+        self._window += len(batch.values)
+        self._window_s += batch.total
         if self._window < self._live.batch:
             return None
         call_s, self._window, self._window_s = self._window_s / self._window, 0, 0.0

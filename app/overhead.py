@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 from time import perf_counter
 
-from .histogram import SHORTEST_S
-
 # One call in how many: primes, or every second call of a program that alternates would never be seen.
 RATES = (2, 5, 11, 23, 47, 97, 193, 389, 769)
 # Calls of a round that measures the costs: two batches, so that folding them is in it.
 CALLS = 512
 # Timing costs less on any machine: what allows as much is not worth 2 ms to measure.
 SURELY_S = 5e-6
+# What is measured costs at least this, however the rounds came out.
+LEAST_S = 1e-9
 
 # Name, `plain` or `async`, when it began and how long it took (seconds), the thread's id.
 Event = tuple[str, str, float, float, int]
@@ -45,7 +45,7 @@ def measured_costs() -> Costs:
         min(_seconds_for(function, CALLS) for _ in range(4)) / CALLS
         for function in (empty, wrap(timed, empty), wrap(counted, empty))
     )
-    return Costs(max(with_time - bare, SHORTEST_S), max(with_count - bare, SHORTEST_S))
+    return Costs(max(with_time - bare, LEAST_S), max(with_count - bare, LEAST_S))
 
 
 def _seconds_for(function: Callable[[], None], times: int) -> float:
