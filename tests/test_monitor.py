@@ -15,7 +15,7 @@ import sys
 import threading
 import tracemalloc
 import warnings
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 from hypothesis import given, settings
@@ -444,7 +444,7 @@ def test_module_level_decorators_stand_bare_or_with_a_name(shared, decorator, na
 
 @pytest.mark.parametrize("costs", [FREE, Costs(1.0, 0.0)], ids=["timed", "sampled"])
 @pytest.mark.usefixtures("restless")
-def test_counts_are_exact_from_32_threads_while_others_read(costs):
+def test_counts_are_exact_from_32_threads_while_another_reads(costs):
     monitor = SimplePerformanceMonitor(costs=costs)
     num_calls, counts, is_done = 3000, [], threading.Event()
 
@@ -457,10 +457,8 @@ def test_counts_are_exact_from_32_threads_while_others_read(costs):
     def work():
         record = monitor.operation("record").record
         for number in range(num_calls):
-            try:
+            with suppress(ValueError):
                 step(number)
-            except ValueError:
-                pass
             with monitor.time_operation("block"):
                 pass
             record(1e-3)
@@ -469,24 +467,20 @@ def test_counts_are_exact_from_32_threads_while_others_read(costs):
         while not is_done.is_set():
             counts.append(monitor.get_metrics("record").get("call_count", 0))
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
-    for reader in readers:
-        reader.start()
+    reader = threading.Thread(target=read)
+    reader.start()
     in_threads(32, work)
     is_done.set()
-    for reader in readers:
-        reader.join()
+    reader.join()
     found = monitor.get_metrics()
-    assert {name: each["call_count"] for name, each in found.items()} == dict.fromkeys(found, 32 * num_calls)
+    assert {name: each["call_count"] for name, each in found.items()} == dict.fromkeys(
+        ("step", "block", "record"), 32 * num_calls
+    )
     assert found["step"]["error_count"] == 32 * num_calls // 10
     assert found["record"]["total_time"] == pytest.approx(32 * num_calls * 1e-3)
-    assert counts
-    assert max(counts) <= 32 * num_calls
-    if costs is FREE:
-        assert found["record"]["timed_count"] == 32 * num_calls
-    else:
-        assert found["record"]["timed_count"] < 32 * num_calls / 2
-        assert found["record"]["sampled_one_in"] > 1
+    assert counts == sorted(counts)
+    assert (found["record"]["timed_count"] == 32 * num_calls) is (found["record"]["sampled_one_in"] == 1)
+    assert (found["record"]["sampled_one_in"] == 1) is (costs is FREE)
 
 
 @pytest.mark.usefixtures("restless")
@@ -704,10 +698,11 @@ def test_where_even_counting_is_too_much_it_stops_and_says_so_once(caplog):
     assert found["stopped"] is True
     assert 3 * 256 < found["call_count"] <= made
     assert monitor.get_summary()["stopped"] == ["step"]
-    assert [record.message for record in caplog.records] == [
+    (said,) = (record.message for record in caplog.records)
+    assert said == (
         "monitor: step is no longer counted: a call takes 1 us, and to count it 10 us, more than "
         "monitor.max_overhead=0.02 allows"
-    ]
+    )
     monitor.disable()
     monitor.enable()
     windows(monitor, 1, 1e-6)
@@ -767,10 +762,8 @@ def test_sampled_functions_blocks_and_generators_are_counted_with_their_errors(c
         lambda x: asyncio.run(each(x)),
     ):
         for x in (1, 0) * 20:
-            try:
+            with suppress(ZeroDivisionError):
                 call(x)
-            except ZeroDivisionError:
-                pass
             made += 1
     found = monitor.get_metrics("step")
     assert (found["call_count"], found["error_count"]) == (made, 100)
