@@ -12,13 +12,54 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .api import Model, compile_model, load, session
+    from .compat import (
+        AOTModelCompiler,
+        CudaGraphConfig,
+        CudaGraphOptimizer,
+        EnhancedAOTModelCompiler,
+        EnhancedCompiledModel,
+        IntegratedAOTCompiler,
+        create_enhanced_compiler,
+        create_integrated_compiler,
+        get_aot_info,
+        get_optimization_summary,
+        is_aot_available,
+    )
+    from .monitor import (
+        SimplePerformanceMonitor,
+        monitor_compilation,
+        monitor_evaluation,
+        monitor_inference,
+        performance_monitor,
+    )
 
-_HOMES = dict.fromkeys(("Model", "compile_model", "load", "session"), "api")
-
-__all__ = ["Model", "compile_model", "load", "session"]
+__all__ = [
+    "AOTModelCompiler",
+    "CudaGraphConfig",
+    "CudaGraphOptimizer",
+    "EnhancedAOTModelCompiler",
+    "EnhancedCompiledModel",
+    "IntegratedAOTCompiler",
+    "Model",
+    "SimplePerformanceMonitor",
+    "compile_model",
+    "create_enhanced_compiler",
+    "create_integrated_compiler",
+    "get_aot_info",
+    "get_optimization_summary",
+    "is_aot_available",
+    "load",
+    "monitor_compilation",
+    "monitor_evaluation",
+    "monitor_inference",
+    "performance_monitor",
+    "session",
+]
+_API = ("Model", "compile_model", "load", "session")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    home = "api" if name in _API else "monitor" if "monitor" in name.lower() else "compat"
+    return getattr(importlib.import_module(f".{home}", __name__), name)

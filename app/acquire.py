@@ -18,6 +18,7 @@ from .errors import AppError, EagerAskedError, MissError, StoreError, VerifyErro
 from .fallback import jit_stages, step_to_jit
 from .keys import Key, request_key
 from .lookup import Found, NotFound
+from .monitor import performance_monitor
 from .record import CacheInfo, KeyInfo, Memory, Outcome, now
 from .store import LockTimeout, Store
 from .tier import Tier
@@ -241,7 +242,7 @@ def _worker(
     own = store.trust.policy == "own"
     context.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        return compile_in_worker(
+        return performance_monitor.monitor("compilation")(compile_in_worker)(
             context.for_worker(staging),
             request,
             context.device,

@@ -18,6 +18,7 @@ from .fallback import COMPILED, CUDAGRAPH, EAGER, JIT
 from .measure.clock import clock_for
 from .measure.samples import Samples, measure, save_samples
 from .measure.statistics import Latency, speedup, stability_warnings, summarise
+from .monitor import performance_monitor
 from .record import Memory, PlanInfo
 from .report.plot import line_plot
 
@@ -44,7 +45,11 @@ def runners(context: Context, ladder: Ladder, model: Model | None) -> dict[str, 
         found |= {**dict(rungs[1:]), rungs[0][0]: ladder}
     if context.settings.precision.name != "fp32":
         found[f"{EAGER}_{context.settings.precision.name}"] = context.same_precision
-    return found
+    # all are timed by the monitor, so that each pays for it alike; the ladder does so by itself
+    return {
+        name: call if call is ladder else performance_monitor.monitor(f"inference/{name}")(call)
+        for name, call in found.items()
+    }
 
 
 def benchmark(context: Context, compiled: Model | None) -> Ladder:

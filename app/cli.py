@@ -24,6 +24,7 @@ from .composed import conf_dir
 from .config import Settings
 from .context import Context
 from .errors import AppError, ConfigError, OutputError
+from .monitor_export import monitored
 from .progress import Phases
 from .record import Record, RunError, now
 
@@ -119,7 +120,8 @@ def _attempt(config: DictConfig, folder: Path, record: Record, phases: Phases) -
         record.device = context.device
         from . import tasks
 
-        tasks.run(context)
+        with monitored(context):
+            tasks.run(context)
     except AppError as error:
         return _failed(config, record, error.exit_code, RunError(type(error).__name__, error.stage, error.message))
     except _TerminatedError:

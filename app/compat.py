@@ -359,7 +359,10 @@ class _Graphed:
         rows = {value.shape[0] if getattr(value, "ndim", 0) else -1 for value in tensors}
         if len(rows) != 1 or len(tensors) != len(self._likes) or min(rows) not in self.sizes:
             return False
-        return all((value.dtype, value.device, value.shape[1:]) == like for value, like in zip(tensors, self._likes, strict=True))
+        return all(
+            (value.dtype, value.device, value.shape[1:]) == like
+            for value, like in zip(tensors, self._likes, strict=True)
+        )
 
     def replay(self, tensors: list[torch.Tensor]) -> Any:
         from torch.utils import _pytree as pytree
@@ -466,7 +469,11 @@ class EnhancedAOTModelCompiler:
         config = self.graph_config
         sizes = ",".join(map(str, config.batch_sizes or BATCH_SIZES))
         enabled = "auto" if config.enabled else "false"
-        return [f"graphs.batch_sizes=[{sizes}]", f"graphs.enabled={enabled}", f"graphs.max_graphs={config.max_graphs}"]
+        return [
+            f"graphs.batch_sizes=[{sizes}]",
+            f"graphs.enabled={enabled}",
+            f"graphs.max_graphs={config.max_graphs}",
+        ]
 
 
 class IntegratedAOTCompiler(AOTModelCompiler):
@@ -521,7 +528,7 @@ class IntegratedAOTCompiler(AOTModelCompiler):
         return self._remove(lambda age: age >= max_age_days)
 
     def get_compilation_stats(self, cache_key: str | None = None) -> dict[str, Any]:
-        """Of one key; or of everything, in the categories `base_aot`, `enhanced_features`, `performance_monitoring`."""
+        """Of one key; or of all: `base_aot`, `enhanced_features`, `performance_monitoring`."""
         if cache_key is not None:
             return super().get_compilation_stats(cache_key)
         models = super().get_compilation_stats()

@@ -420,6 +420,24 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True)
+class MonitorConfig:
+    """How the program's own calls are counted and timed, and where the figures go besides the record."""
+
+    enabled: bool = steers(True, "count and time every compile and every inference")
+    max_overhead: float = steers(
+        0.02, "the share of a call's time that timing may add; beyond it, one call in k is timed"
+    )
+    prometheus: str | None = steers(None, "a file for Prometheus, in its text format")
+    trace: str | None = steers(None, "a file for Perfetto or chrome://tracing, with the last calls one by one")
+    json: str | None = steers(None, "a file with the summary and every operation's figures")
+
+    def __post_init__(self) -> None:
+        require("monitor.max_overhead", self.max_overhead, 0 < self.max_overhead < math.inf, "above zero")
+        paths = [path for path in (self.prometheus, self.trace, self.json) if path is not None]
+        require("monitor", paths, all(paths) and len(set(paths)) == len(paths), "names of different files, or null")
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """What `python -m app` does."""
 
@@ -447,6 +465,7 @@ class Settings:
     verify: VerifyConfig = steers(VerifyConfig, "how it is judged")
     measure: MeasureConfig = steers(MeasureConfig, "how it is measured")
     runtime: RuntimeConfig = steers(RuntimeConfig, "the serving process")
+    monitor: MonitorConfig = steers(MonitorConfig, "how calls are counted and timed")
     device: str = factor("auto", "auto, cpu, cuda or cuda:N")
     target: str = factor(
         "native", "the processors it is for: native (those with this one's flags), or x86-64-v2 to v4"

@@ -1,6 +1,6 @@
 """The three reference models through `IntegratedAOTCompiler`, with the older API's report at the end.
 
-    python examples/comprehensive_demo.py [CACHE_DIR]
+python examples/comprehensive_demo.py [CACHE_DIR]
 """
 
 from __future__ import annotations

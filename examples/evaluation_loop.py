@@ -50,7 +50,9 @@ def main() -> None:
     eager, ours = evaluate(model, data, labels), evaluate(compiled, data, labels)
     shadow = compiled.stats()["shadow"]
     print(f"accuracy: eager {eager:.4f}, compiled {ours:.4f} ({compiled.info['cache']['outcome']})")
-    print(f"shadowed {shadow['calls']} calls: {shadow['disagreements']} disagree, at most {shadow['worst']:.1e} apart")
+    print(
+        f"shadowed {shadow['calls']} calls: {shadow['disagreements']} disagree, at most {shadow['worst']:.1e} apart"
+    )
 
 
 if __name__ == "__main__":

@@ -287,9 +287,13 @@ def test_digests_are_equal_in_fresh_processes_under_any_hash_seed():
     assert [len(set(found)) for found in digests] == [1, 1, 1]
 
 
-@pytest.mark.parametrize(
-    "module", ["keys", "lookup", "store", "dependencies", "environment", "config", "record", "fallback", "verdict"]
-)
+FRUGAL = (
+    "keys", "lookup", "store", "dependencies", "environment", "config", "record", "fallback", "verdict", "monitor",
+    "monitor_export",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("module", FRUGAL)
 def test_a_lookup_imports_no_torch(module):
     heavy = in_fresh_process(
         f"import json, sys, app.{module}\n"

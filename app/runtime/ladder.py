@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from ..config import FallbackConfig
 from ..errors import AppError, InputError, ServeError
+from ..monitor import performance_monitor
 from ..record import Fallback
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,11 @@ logger = logging.getLogger(__name__)
 MOST_REASONS = 100
 
 Serve = Callable[..., Any]
+
+
+def _timed(rungs: Sequence[tuple[str, Serve]]) -> list[tuple[str, Serve]]:
+    """The same rungs; a call of each is an operation of the monitor."""
+    return [(name, performance_monitor.monitor(f"inference/{name}")(call)) for name, call in rungs]
 
 
 class InEvalMode:
@@ -64,6 +70,7 @@ class Ladder(InEvalMode):
         steps: Sequence[Fallback] = (),
     ) -> None:
         self._rungs, self._policy, self._on_step = list(rungs), policy, on_step
+        self._timed = _timed(rungs)
         self._before = Counter(step.stage for step in steps)
         self._calls: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
@@ -83,7 +90,7 @@ class Ladder(InEvalMode):
 
     def serve(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[str, Any]:
         """The rung that answered, and its answer."""
-        rungs = self._rungs  # another thread may put one on top
+        rungs = self._timed  # another thread may put one on top
         for (name, call), (below, _) in itertools.pairwise(rungs):
             if self._is_open(name):
                 continue
@@ -107,6 +114,7 @@ class Ladder(InEvalMode):
             logger.warning("%s does not serve: the weights were exchanged while it was compiled", rungs[0][0])
             return
         self._rungs = [*rungs, *self._rungs]
+        self._timed = [*_timed(rungs), *self._timed]
 
     def stats(self) -> dict[str, Any]:
         """Calls by rung; steps before any call by stage; failed calls, open circuits, each reason and how often.
