@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import environment
+from . import environment, names
 from .api import Model, compile_model, load, session
 from .capturing import mechanism_for
 from .config import CacheConfig
@@ -139,10 +139,11 @@ class AOTModelCompiler:
             if path.exists():
                 anybodys = CacheConfig(dir=str(self.cache_dir), trust="none")
                 with open_store(anybodys, self.cache_dir, readonly=False) as store, path.open("rb") as stream:
-                    archive.read(stream, store)
+                    for document in archive.read(stream, store).documents:
+                        names.adopt(store, document)
             with session(**self._session):
                 found = load(cache_key)
-        except (AppError, OSError) as error:
+        except (AppError, OSError, ValueError) as error:
             logger.warning("%r can't be loaded: %s", cache_key, error)
             return None
         self.compiled_cache[cache_key] = found
