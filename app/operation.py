@@ -23,7 +23,7 @@ BATCH = 256
 # The same where one call in k is timed: fewer, or a decision would wait for hundreds of thousands of calls.
 SAMPLED_BATCH = 32
 # How many times over its batch a list may grow while another thread folds, before a call waits for that thread.
-MOST_BATCHES = 16
+MOST_BATCHES = 64
 # Windows in a row that must cost too much before fewer calls are timed: one slow or quick spell decides nothing.
 PATIENCE = 3
 # An operation is given up for only when counting it has cost this much.
@@ -47,14 +47,14 @@ class Tally:
 class Regime:
     """A time during which one call in `every` is timed; 0 is none. A call belongs to the one that it began in."""
 
-    __slots__ = ("_errors", "_tally", "buffer", "every", "fail", "limit", "tick", "timed", "timed_s")
+    __slots__ = ("_errors", "_tally", "_tracing", "buffer", "every", "fail", "limit", "tick", "timed", "timed_s")
 
     def __init__(self, every: int, *, tracing: bool = False) -> None:
         self.every, self.buffer = every, list[float]()
         self._tally, self._errors = Tally(), Tally()
         self.tick, self.fail = self._tally.add, self._errors.add
         self.timed, self.timed_s = 0, 0.0
-        self.limit = 0
+        self._tracing, self.limit = tracing, 0
         self.trace(tracing)
 
     @property
@@ -64,12 +64,19 @@ class Regime:
 
     def trace(self, tracing: bool) -> None:
         """While tracing, every timed call is looked at: a limit of 0 costs nothing while not."""
+        self._tracing = tracing
         self.limit = 0 if tracing else self.batch
+
+    def put_off(self) -> None:
+        """Another thread folds: look again a batch later. A race with its end costs no more than that."""
+        if not self._tracing:
+            self.limit = len(self.buffer) + self.batch
 
     def take(self) -> Batch | None:
         """The durations so far, each handed out once; the lock is held."""
         values = self.buffer[:]
         del self.buffer[: len(values)]  # others append behind these meanwhile
+        self.trace(self._tracing)
         if not values:
             return None
         batch = Batch.of(values)
@@ -149,13 +156,15 @@ class Operation:
         if size < regime.batch:
             return
         # a bound on memory, even where the thread that folds is not given the processor for long
-        if self._lock.acquire(timeout=0.0 if size < MOST_BATCHES * regime.batch else 1.0):
-            try:
-                said = self._fold()
-            finally:
-                self._lock.release()
-            if said:
-                logger.warning(said)  # not under the lock: a handler may be timed itself
+        if not self._lock.acquire(timeout=0.0 if size < MOST_BATCHES * regime.batch else 1.0):
+            regime.put_off()
+            return
+        try:
+            said = self._fold()
+        finally:
+            self._lock.release()
+        if said:
+            logger.warning(said)  # not under the lock: a handler may be timed itself
 
     def metrics(self) -> dict[str, Any]:
         """Seconds and counts, as SimplePerformanceMonitor.get_metrics describes them; empty before the first call."""

@@ -33,8 +33,9 @@ def wrap(operation: Operation, function: F) -> F:
         (inspect.iscoroutinefunction, _coroutine),
         (inspect.isgeneratorfunction, _generator),
     )
-    call = None if inspect.isroutine(function) or inspect.isclass(function) else getattr(function, "__call__", None)  # noqa: B004 - an object's
-    make = next((make for is_kind, make in kinds if is_kind(function) or is_kind(call)), _plain)
+    is_object = not (inspect.isroutine(function) or inspect.isclass(function))
+    kind = function.__call__ if is_object else function  # type: ignore[operator] # mypy: not every callable has one
+    make = next((make for is_kind, make in kinds if is_kind(function) or is_kind(kind)), _plain)
     # an object's attributes are not the wrapper's: a model's would be its weights
     updated = functools.WRAPPER_UPDATES if inspect.isroutine(function) else ()
     return cast("F", functools.wraps(function, updated=updated)(make(operation, function)))

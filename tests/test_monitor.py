@@ -628,6 +628,26 @@ def test_a_signals_handler_may_read_while_its_thread_folds(monitor, monkeypatch)
     assert monitor.get_metrics("step")["call_count"] == 1000
 
 
+def test_calls_go_on_and_none_is_lost_while_another_thread_folds(monitor):
+    operation, holds, lets_go = monitor.operation("step"), threading.Event(), threading.Event()
+
+    def hold():
+        with operation._lock:
+            holds.set()
+            lets_go.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    holds.wait(60)
+    for _ in range(5000):
+        operation.record(1.0)
+    lets_go.set()
+    holder.join()
+    assert monitor.get_metrics("step")["call_count"] == 5000
+    in_threads(1, lambda: [operation.record(1.0) for _ in range(1000)])
+    assert len(operation.regime.buffer) < 256
+
+
 # What it may cost
 
 
