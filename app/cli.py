@@ -24,7 +24,7 @@ from .composed import conf_dir
 from .config import Settings
 from .context import Context
 from .errors import AppError, ConfigError, OutputError
-from .monitor_export import monitored
+from .monitor.export import monitored
 from .progress import Phases
 from .record import Record, RunError, now
 

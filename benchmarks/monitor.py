@@ -33,7 +33,7 @@ if str(ROOT) not in sys.path:
 
 from app import environment as machine  # noqa: E402 - from this checkout, installed or not
 from app.monitor import SimplePerformanceMonitor  # noqa: E402
-from app.overhead import RATES, Costs, measured_costs  # noqa: E402
+from app.monitor.overhead import RATES, Costs, measured_costs  # noqa: E402
 
 THREADS = (1, 8)
 EMPTY = "empty call"

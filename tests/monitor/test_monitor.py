@@ -31,7 +31,7 @@ from app.monitor import (
     monitor_inference,
     performance_monitor,
 )
-from app.overhead import RATES, Costs, Policy, measured_costs
+from app.monitor.overhead import RATES, Costs, Policy, measured_costs
 from app.runtime.ladder import Ladder
 
 FREE = Costs(0.0, 0.0)  # every call is timed, however short
@@ -819,7 +819,7 @@ def test_what_is_wanted_keeps_to_the_limit(call_s, timed_s, share, limit):
 
 def test_its_cost_is_measured_once_and_only_where_it_is_in_doubt(monkeypatch):
     measured = []
-    monkeypatch.setattr("app.overhead.measured_costs", lambda: measured.append(1) or Costs(1e-6, 1e-7))
+    monkeypatch.setattr("app.monitor.overhead.measured_costs", lambda: measured.append(1) or Costs(1e-6, 1e-7))
     policy = Policy()
     assert (policy.wanted(1.0), measured) == (1, [])
     assert policy.wanted(20e-6) > 1

@@ -10,12 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import OutputError
+from ..errors import OutputError
+from . import SimplePerformanceMonitor, performance_monitor
 from .histogram import PERCENTILES
-from .monitor import SimplePerformanceMonitor, performance_monitor
 
 if TYPE_CHECKING:
-    from .context import Context
+    from ..context import Context
 
 PREFIX = "app_operation"
 

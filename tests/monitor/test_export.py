@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from app.config import MonitorConfig
 from app.errors import ConfigError, OutputError
 from app.monitor import MOST_EVENTS, SimplePerformanceMonitor, performance_monitor
-from app.monitor_export import monitored, to_prometheus, to_trace, write
-from app.overhead import Costs
+from app.monitor.export import monitored, to_prometheus, to_trace, write
+from app.monitor.overhead import Costs
 from app.record import Record
 
 parser = pytest.importorskip("prometheus_client.parser")
