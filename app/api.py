@@ -19,6 +19,8 @@ from .capturing import rung_of
 from .composed import settings_of
 from .config import BATCH, CacheConfig, require
 from .errors import ConfigError, ExportError, InputError
+from .fallback import EAGER
+from .monitor import performance_monitor
 from .structured import encode
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ class Model:
         self._context, self._ladder, self._again = context, ladder, again
         self._every = round(1 / shadow) if shadow else 0
         self._calls = itertools.count(1)
+        self._switched_off = performance_monitor.monitor(f"inference/{EAGER}")(self._eager)
         self._shadowed = {"calls": 0, "disagreements": 0, "worst": 0.0}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +78,7 @@ class Model:
             Exception: the model's own, or with `fallback.on_run=raise` what a rung raised.
         """
         if not self.enabled:
-            return self._eager(*args, **kwargs)
+            return self._switched_off(*args, **kwargs)
         if self._every and next(self._calls) % self._every == 0:
             return self._shadow(args, kwargs)
         return self._ladder(*args, **kwargs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -253,6 +254,28 @@ def test_it_travels_to_another_process_and_is_loaded_there(first, assert_same):
     again = pickle.loads(pickle.dumps(first))  # noqa: S301 - made right here
     assert again.info["cache"]["outcome"] == "direct-hit"
     assert_same(again(*call()), first(*call()))
+
+
+def served(model, value, answers):
+    torch.set_num_threads(1)  # as DataLoader's workers have it
+    answers.put(model(*value)["total"].numpy())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking a process that has threads
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_it_answers_in_a_worker_process(first, method):
+    value = call()
+    expected = first(*value)["total"]
+    processes = multiprocessing.get_context(method)
+    answers = processes.Queue()
+    worker = processes.Process(target=served, args=(first, value, answers))
+    worker.start()
+    try:
+        torch.testing.assert_close(torch.from_numpy(answers.get(timeout=100)), expected)
+    finally:
+        worker.kill()
+        worker.join()
 
 
 @pytest.mark.slow

@@ -69,8 +69,8 @@ class Ladder(InEvalMode):
         on_step: Callable[[Fallback], None],
         steps: Sequence[Fallback] = (),
     ) -> None:
-        self._rungs, self._policy, self._on_step = list(rungs), policy, on_step
-        self._timed = _timed(rungs)
+        self._policy, self._on_step = policy, on_step
+        self._take(rungs)
         self._before = Counter(step.stage for step in steps)
         self._calls: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
@@ -113,8 +113,7 @@ class Ladder(InEvalMode):
         if self._exchanged:
             logger.warning("%s does not serve: the weights were exchanged while it was compiled", rungs[0][0])
             return
-        self._rungs = [*rungs, *self._rungs]
-        self._timed = [*_timed(rungs), *self._timed]
+        self._take([*rungs, *self._rungs])
 
     def stats(self) -> dict[str, Any]:
         """Calls by rung; steps before any call by stage; failed calls, open circuits, each reason and how often.
@@ -143,7 +142,7 @@ class Ladder(InEvalMode):
         def gone(*_: Any, **__: Any) -> Any:
             raise InputError("the model was unloaded")
 
-        self._rungs = [("unloaded", gone)]
+        self._take([("unloaded", gone)])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Exchange external weights on every rung, in place; nobody has verified the new ones.
@@ -163,6 +162,9 @@ class Ladder(InEvalMode):
         for owner in owners:
             owner.load_state_dict(state)
         self._exchanged = True
+
+    def _take(self, rungs: Sequence[tuple[str, Serve]]) -> None:
+        self._rungs, self._timed = list(rungs), _timed(rungs)
 
     def _count(self, name: str) -> None:
         with self._lock:
