@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from . import capturing, environment, planning, tuning
+from . import capturing, environment, evaluate, planning, tuning
 from .acquire import acquire, demand, load, opened
 from .benchmark import benchmark, measure_memory, sweep
 from .context import Context
@@ -20,15 +20,21 @@ if TYPE_CHECKING:
     from .runtime.jit import JitModel
     from .runtime.model import CompiledModel
 
+# The tasks that run the model; an evaluation uses the batch plans that a service finds, and times none.
+RUNNING = ("benchmark", "evaluate")
+
 
 def run(context: Context) -> None:
     """Compile or find the artifact; for a benchmark load it, compare it once more, and measure it against eager.
+
+    An evaluation runs it over data instead, which is read before anything is compiled for it.
 
     Raises:
         AppError: a stage failed, and the fallback policy raises, or there is nothing to fall back to.
     """
     context.record.environment = environment.describe(context.device)
     named_files(context.settings)  # a file that isn't there is a mistake in the config, whatever is done with it
+    job = evaluate.prepare(context) if context.settings.task.name == "evaluate" else None
     capturing.say_limits(context)
     compiled = None
     if context.settings.mode.engine == EAGER or COMPILED not in context.settings.fallback.rungs:
@@ -41,24 +47,27 @@ def run(context: Context) -> None:
     if context.settings.task.name == "benchmark":
         ladder = benchmark(context, compiled)
         sweep(context, compiled, ladder)
+    if job is not None:
+        evaluate.evaluate(context, job, compiled)
     measure_memory(context)
 
 
 def obtain(context: Context, store: Store) -> CompiledModel | JitModel | None:
-    """The artifact, found or compiled; for a benchmark loaded and compared.
+    """The artifact, found or compiled; for a task that runs it loaded and compared.
 
     Another process may remove an artifact between finding and loading it: then it was a miss after all, once.
     """
-    if context.settings.graphs.auto and context.settings.task.name == "benchmark":
+    task = context.settings.task.name
+    if context.settings.graphs.auto and task in RUNNING:
         tuning.tune(context, store)
     tuned = context.record.cache  # what the run found before it was tuned
     for is_last in (False, True):
         found = acquire(context, store)
         context.record.cache = tuned or context.record.cache
-        if context.settings.task.name != "benchmark":
+        if task not in RUNNING:
             return None
         try:
-            return ready(context, store, found)
+            return ready(context, store, found, measuring=task == "benchmark")
         except LoadError:
             if is_last or found.artifact.path.exists():
                 raise

@@ -36,7 +36,7 @@ def run(context: Context) -> None:
         AppError: of what failed, with its exit code.
     """
     name = context.settings.task.name
-    if name in {"benchmark", "compile"}:
+    if name in {*pipeline.RUNNING, "compile"}:
         pipeline.run(context)
     elif name in WITHOUT_STORE:
         context.record.result = WITHOUT_STORE[name](context)
