@@ -1,4 +1,4 @@
-"""Agreement: how far what serves is from eager, row by row, and what an evaluation makes of it. Pure, without torch."""
+"""Agreement: how far what serves is from eager, row by row, and what an evaluation makes of it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ def judge_of(config: EvaluateConfig, output: Array, labels: Array | None) -> str
     """
     has_classes = output.ndim == 2 and output.shape[1] > 1 and output.dtype.kind == "f"
     if config.judge == "argmax" and not has_classes:
-        raise ConfigError(
-            f"evaluate.judge=argmax needs class scores [rows, classes]; output {config.output} is {list(output.shape)}"
-        )
+        given = f"output {config.output} is {list(output.shape)}"
+        raise ConfigError(f"evaluate.judge=argmax needs class scores [rows, classes]; {given}")
     if config.judge != "auto":
         return config.judge
     fits = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu"

@@ -27,9 +27,9 @@ ON_MISS = ("compile", "background", "eager", "fail")
 TRUST = ("own", "signed", "none")
 REMOTE_MODES = ("read", "read-write")
 TASKS = (
-    "benchmark", "compile", "evaluate", "explain", "warm", "doctor", "tune-buckets", "cache.list", "cache.show", "cache.verify",
-    "cache.prune", "cache.clear", "cache.pin", "cache.unpin", "cache.stats", "cache.rebuild-index", "cache.keygen",
-    "cache.keys", "cache.export", "cache.import",
+    "benchmark", "compile", "evaluate", "explain", "warm", "doctor", "tune-buckets", "cache.list", "cache.show",
+    "cache.verify", "cache.prune", "cache.clear", "cache.pin", "cache.unpin", "cache.stats", "cache.rebuild-index",
+    "cache.keygen", "cache.keys", "cache.export", "cache.import",
 )  # fmt: skip
 OUTPUTS = ("text", "json")
 TARGETS = ("native", "x86-64-v2", "x86-64-v3", "x86-64-v4")
@@ -425,7 +425,7 @@ class DataConfig:
     path: str | None = steers(None, "the file: csv with a header, npz, jsonl, or sentences, one a line")
     target: str | None = steers(
         None,
-        "an importable callable: custom's gives arrays by name, or rows; sentences' makes (texts, length) into arrays",
+        "an importable callable: custom's gives arrays by name, or rows; sentences' makes arrays of (texts, length)",
     )
     kwargs: dict[str, Any] = steers({}, "keyword arguments of custom's target")
     label: str | None = steers(None, "the column or array of the labels; null is none: only agreement is judged")

@@ -65,7 +65,7 @@ class DataError(AppError):
 
 
 class EvaluationError(AppError):
-    """The served model moved further from eager on the data than `evaluate.max_*` allows, or can't be judged by it."""
+    """What served moved further from eager on the data than `evaluate.max_*` allows."""
 
     stage = "evaluate"
     exit_code = 3

@@ -23,7 +23,7 @@ from .context import Context
 from .environment import cpu_name
 from .errors import ConfigError, EvaluationError, OutputError
 from .fallback import EAGER
-from .measure.clock import clock_for
+from .measure.clock import Clock, clock_for
 from .record import EvaluationInfo
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def run(context: Context, job: Job, served: Model) -> EvaluationInfo:
     else:
         chunks.begin()
     try:
-        with torch.inference_mode(), context.phases(EVALUATE, about=f"evaluate {rows} rows", still=False):
+        with torch.inference_mode(), context.phases(EVALUATE, about=f"evaluate {rows:,} rows"):
             for part in _parts(context, job, served, chunks.num_rows):
                 chunks.add(part)
     except KeyboardInterrupt:
@@ -123,7 +123,7 @@ EVALUATE = "evaluate"
 
 
 def batches(first: int, rows: int, size: int, low: int = 1) -> Iterator[tuple[int, int]]:
-    """Start and end of each call's rows, from row `first`; no call has fewer than `low`, so the last may begin early."""
+    """Start and end of each call's rows, from `first`; none has fewer than `low`, so the last may begin early."""
     for start in range(first, rows, size):
         stop = min(start + size, rows)
         yield min(start, max(0, stop - low)), stop
@@ -133,7 +133,7 @@ def _parts(context: Context, job: Job, served: Model, first: int) -> Iterator[Pa
     """What each batch comes to, from row `first`; every row once."""
     config, rows = context.settings.evaluate, len(job.dataset)
     clock, eager = clock_for(context.device), context.workload.module
-    models = {EAGER: eager, "compiled": served}
+    models: dict[str, Model] = {EAGER: eager, "compiled": served}
     spent, done = 0.0, first
     for number, (start, stop) in enumerate(batches(first, rows, config.batch_size, context.workload.dims[BATCH].min)):
         call = _call(context, job, start, stop)
@@ -143,12 +143,8 @@ def _parts(context: Context, job: Job, served: Model, first: int) -> Iterator[Pa
         outputs: dict[str, Array] = {}
         seconds: dict[str, float] = {}
         for name in sorted(models, reverse=bool(number % 2)):
-            answer: list[Any] = []
-            given = _call(context, job, start, stop)
-            seconds[name] = clock.time(
-                lambda model=models[name], answer=answer, given=given: answer.append(model(*given[0], **given[1]))
-            )
-            outputs[name] = _output(answer[0], config.output, stop - start)[done - start :]
+            seconds[name], answer = _timed(clock, models[name], _call(context, job, start, stop))
+            outputs[name] = _output(answer, config.output, stop - start)[done - start :]
         judge = judge_of(config, outputs[EAGER], job.dataset.labels)
         _check_labels(job, judge, outputs[EAGER], done, stop)
         part = compare(outputs[EAGER], outputs["compiled"], judge, config.tolerance)
@@ -162,6 +158,12 @@ def _parts(context: Context, job: Job, served: Model, first: int) -> Iterator[Pa
         done, spent = stop, spent + sum(seconds.values())
         left = spent / (done - first) * (rows - done)
         context.phases.update(f"evaluate: {done:,} of {rows:,} rows, about {left:.0f} s left")
+
+
+def _timed(clock: Clock, model: Model, given: Call) -> tuple[float, Any]:
+    answers: list[Any] = []
+    seconds = clock.time(lambda: answers.append(model(*given[0], **given[1])))
+    return seconds, answers[0]
 
 
 def _call(context: Context, job: Job, start: int, stop: int) -> Call:
@@ -208,12 +210,14 @@ def _check_labels(job: Job, judge: str, output: Array, start: int, stop: int) ->
 
 def _identity(context: Context, job: Job) -> dict[str, Any]:
     """What kept rows are true of."""
+    import torch
+
     config, record = asdict(context.settings.evaluate), context.record
     sha256 = hashlib.sha256()
     for name, value in sorted(context.workload.module.state_dict().items()):
         sha256.update(name.encode())
         if hasattr(value, "cpu"):
-            sha256.update(value.cpu().contiguous().flatten().view(dtype=_bytes()).numpy().data)
+            sha256.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return {
         "request": record.key.request if record.key else [asdict(context.settings.model), record.precision],
         "object": record.key.object if record.key else None,
@@ -223,12 +227,6 @@ def _identity(context: Context, job: Job) -> dict[str, Any]:
         "rung": record.rung,
         **{name: config[name] for name in ("batch_size", "metric", "output", "judge", "tolerance", "listed")},
     }
-
-
-def _bytes() -> Any:
-    import torch
-
-    return torch.uint8
 
 
 def _write(path: Path, text: str) -> None:

@@ -154,7 +154,9 @@ def _cast(columns: Columns, chosen: Sequence[str], spec: Input, values: Array) -
     def refuse(wrong: Array, rule: str) -> None:
         if wrong.any():
             row = int(np.argwhere(wrong)[0][0])
-            raise DataError(f"{columns.at(row, *chosen)}: input {spec.name!r} {rule} ({int(wrong.sum())} such values)")
+            raise DataError(
+                f"{columns.at(row, *chosen)}: input {spec.name!r} {rule} (such values: {int(wrong.sum())})"
+            )
 
     refuse(np.isnan(values), "holds what is not a number (NaN)")
     if spec.dtype in {"float32", "float64", "float16", "bfloat16"}:

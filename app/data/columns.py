@@ -35,9 +35,8 @@ class Columns:
             names = [str(each) for each in self.values]
             shown = ", ".join(names[:12]) + (f", and {len(names) - 12} more" if len(names) > 12 else "")
             word = "column" if self.tabular else "array"
-            raise ConfigError(
-                f"{self.source} has no {word} {name!r} for {purpose}: it has {shown or 'none'} (choose by {field}=NAME)"
-            )
+            known = f"it has {shown or 'none'} (choose by {field}=NAME)"
+            raise ConfigError(f"{self.source} has no {word} {name!r} for {purpose}: {known}")
 
     def at(self, row: int, *names: str) -> str:
         """Where a value stands, as a message says it."""
@@ -52,7 +51,7 @@ def numbers(columns: Columns, name: str) -> Array:
     Raises:
         DataError: a cell is no number, or the rows differ in shape.
     """
-    values = columns.values[name]
+    values: Any = columns.values[name]
     if not isinstance(values, np.ndarray):
         values = _stacked(columns, name, values)
     if values.dtype.kind in "US":
@@ -67,7 +66,8 @@ def numbers(columns: Columns, name: str) -> Array:
         raise DataError(f"{columns.source}: {name!r} holds {values.dtype}, not numbers")
     if values.ndim == 0:
         raise DataError(f"{columns.source}: {name!r} is one value, not one a row")
-    return values
+    found: Array = values
+    return found
 
 
 def _stacked(columns: Columns, name: str, rows: Sequence[Any]) -> Array:

@@ -28,4 +28,4 @@ def load() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 def held_out(num_rows: int) -> np.ndarray[Any, Any]:
     """Which rows were never trained on, bool [num_rows]."""
-    return np.arange(num_rows) % HOLD_OUT == HOLD_OUT - 1
+    return np.asarray(np.arange(num_rows) % HOLD_OUT == HOLD_OUT - 1)

@@ -38,7 +38,7 @@ def render(record: Record, console: Console) -> None:
     if record.result is not None:
         _print_rows(record.result, console)
         return
-    if record.status == "failed":
+    if record.status == "failed" and record.evaluation is None:
         error = record.error
         reason = f"at {error.stage}: {error.message}" if error else "for an unknown reason"
         _print_note(console, "failed", reason)
@@ -49,7 +49,15 @@ def render(record: Record, console: Console) -> None:
     if record.latency_ms:
         console.print()
         console.print(_fitting_table(record, console))
+    if record.evaluation:
+        from . import evaluation
+
+        console.print()
+        console.print(evaluation.table(record.evaluation, record.rung))
     console.print()
+    if record.evaluation:
+        for label, text in evaluation.notes(record.evaluation):
+            _print_note(console, label, text)
     for label, text in _notes(record):
         _print_note(console, label, text)
 
