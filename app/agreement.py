@@ -61,7 +61,7 @@ def compare(eager: Array, compiled: Array, judge: str, tolerance: float) -> Part
         distance = np.where(odd.any(axis=1), np.inf, np.linalg.norm(np.where(odd, 0.0, difference), axis=1))
         relative = np.where(norms[0] > 0, distance / np.where(norms[0] > 0, norms[0], 1.0), distance)
         cosine = (x * y).sum(axis=1) / (norms[0] * norms[1])
-    cosine = np.where(np.isfinite(cosine), np.clip(cosine, -1, 1), np.where(distance == 0, 1.0, 0.0))
+    cosine = np.where(distance == 0, 1.0, np.where(np.isfinite(cosine), np.clip(cosine, -1, 1), 0.0))
     part = {"max_abs": np.abs(difference).max(axis=1, initial=0.0), "relative": relative, "cosine": cosine}
     if judge == "argmax":
         classes = {"eager_class": eager.argmax(axis=1), "compiled_class": compiled.argmax(axis=1)}

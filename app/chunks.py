@@ -103,7 +103,8 @@ def join(parts: list[Part]) -> Part:
 
 def _read(path: Path) -> Part | None:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # opened here: numpy.load doesn't close what it can't read
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             part = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None

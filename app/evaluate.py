@@ -192,7 +192,8 @@ def _output(answer: Any, index: int, rows: int) -> Array:
         raise ConfigError(f"evaluate.output={index} is {list(value.shape)}: it doesn't have one element for each row")
     if value.dtype == torch.bfloat16:
         value = value.float()
-    return np.array(value)  # a copy: the model may overwrite its output
+    found: Array = value.clone().numpy()  # a copy: the model may overwrite its output
+    return found
 
 
 def _check_labels(job: Job, judge: str, output: Array, start: int, stop: int) -> None:

@@ -70,6 +70,7 @@ def read(config: DataConfig, inputs: Sequence[Input], dims: Mapping[str, DimConf
         DataError: a value can't be read, or can't be what the model takes; the message says where it stands.
     """
     columns = sources.read(config, [spec.name for spec in inputs])
+    labels = None if config.label is None else _labels(columns, config.label)[: config.limit]
     found: dict[str, Array] = {}
     sizes: dict[str, tuple[int, str]] = {}
     for name in config.inputs:
@@ -80,7 +81,6 @@ def read(config: DataConfig, inputs: Sequence[Input], dims: Mapping[str, DimConf
             raise ConfigError(f"an evaluation needs inputs of shape [batch, ...]: {spec.name} is {spec.shape}")
         chosen = _chosen(config, columns, spec.name, alone=len(inputs) == 1)
         found[spec.name] = _fitted(columns, chosen, spec, dims, sizes)[: config.limit]
-    labels = None if config.label is None else _labels(columns, config.label)[: config.limit]
     rows = {name: len(values) for name, values in {**found, **({} if labels is None else {"label": labels})}.items()}
     if len(set(rows.values())) > 1:
         counts = ", ".join(f"{name} has {count}" for name, count in rows.items())

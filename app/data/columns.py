@@ -54,7 +54,7 @@ def numbers(columns: Columns, name: str) -> Array:
     values: Any = columns.values[name]
     if not isinstance(values, np.ndarray):
         values = _stacked(columns, name, values)
-    if values.dtype.kind in "US":
+    if values.dtype.kind in "US" and values.ndim == 1:
         try:
             values = values.astype(np.float64)
         except ValueError:

@@ -77,9 +77,11 @@ def _csv(path: Path) -> Columns:
 
 def _npz(path: Path) -> Columns:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # opened here: numpy.load doesn't close what it can't read
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
             if isinstance(arrays, np.ndarray):
-                raise DataError(f"{path} is a single array: save it by name, numpy.savez({path.stem!r}, x=...)")
+                raise DataError(f"{path} is a single array: save it by name, with numpy.savez(file, x=...)")
             return Columns(str(path), {name: arrays[name] for name in arrays.files})
     except FileNotFoundError:
         raise ConfigError(f"data.path={str(path)!r} does not exist") from None
