@@ -20,6 +20,9 @@ from .errors import ConfigError
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool")
 PRECISIONS = ("fp32", "bf16")
+AUTO = "auto"
+# The relative L2 error that rounding makes, by precision: what conf/precision/ gives each.
+FLOORS = {"fp32": 1e-5, "bf16": 1e-2}
 ENGINES = ("aoti", "eager")
 PLACEMENTS = ("frozen", "external")
 ACTIONS = ("warn", "raise")
@@ -193,11 +196,11 @@ class ModeConfig:
 class PrecisionConfig:
     """The arithmetic, and how far from the float64 reference its results may be."""
 
-    name: str = factor("fp32", "fp32 or bf16")
+    name: str = factor("fp32", "fp32, bf16, or auto (the fastest that passes; the key holds which)")
     floor: float = steers(1e-5, "relative L2 error that is always accepted")
 
     def __post_init__(self) -> None:
-        choose("precision.name", self.name, PRECISIONS)
+        choose("precision.name", self.name, (*PRECISIONS, AUTO))
         require("precision.floor", self.floor, 0 <= self.floor < math.inf, "zero or more")
 
 
@@ -443,6 +446,11 @@ class DataConfig:
             require("data.target", self.target, bool(self.target), "an importable callable, 'package.module:name'")
         require("data.length", self.length, self.length >= 1, "at least 1")
         require("data.limit", self.limit, self.limit is None or self.limit >= 1, "null or at least 1")
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any."""
+        return self.name != SOURCES[0]
 
 
 @dataclass(frozen=True)

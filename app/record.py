@@ -147,6 +147,29 @@ class EvaluationInfo:
 
 
 @dataclass(frozen=True)
+class PrecisionCandidate:
+    """One precision under `precision=auto`; what wasn't asked or measured of it is null."""
+
+    precision: str
+    passed: bool
+    reason: str | None
+    p50_ms: float | None = None
+    rel_l2: float | None = None
+    metric_drop: float | None = None
+    disagreement: float | None = None
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """What `precision=auto` kept: the fastest at `batch` of those that passed."""
+
+    kept: str
+    judge: Literal["evaluation", "float64"]
+    batch: int
+    candidates: list[PrecisionCandidate]
+
+
+@dataclass(frozen=True)
 class Memory:
     """Peak memory of the process and the device, and the size of the artifact."""
 
@@ -188,6 +211,7 @@ class Record:
     plans: dict[str, PlanInfo] | None = None
     unsplittable: str | None = None
     evaluation: EvaluationInfo | None = None
+    precision_choice: PrecisionChoice | None = None
     memory: Memory | None = None
     monitor: dict[str, Any] | None = None
     result: list[dict[str, Any]] | None = None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ..record import CacheInfo, Record, VerifyInfo
+    from ..record import CacheInfo, PrecisionChoice, Record, VerifyInfo
 
 PERCENTILES = ("p50", "p90", "p99")
 # Which percentiles, and whether the speed-up's interval, from rich to poor: the first that fits is shown.
@@ -174,10 +174,7 @@ def _speedup(record: Record, batch: str, with_interval: bool) -> str:
 
 def _notes(record: Record) -> Iterator[tuple[str, str]]:
     """Label and text of every line under the table."""
-    if record.rung:
-        yield "rung", _rungs(record.rung, record.rungs or {})
-    for step in record.fallbacks:
-        yield "fallback", f"{step.from_} -> {step.to} at {step.stage}: {step.reason}"
+    yield from _serving(record)
     if record.speedup_same_precision:
         same = [f"{figure(ratio)}x (batch {batch})" for batch, ratio in record.speedup_same_precision.items()]
         yield "speed-up", f"against eager in {record.precision}: {_listed(same)}"
@@ -194,6 +191,24 @@ def _notes(record: Record) -> Iterator[tuple[str, str]]:
         yield "warning", warning
     if record.run_dir:
         yield "record", str(Path(record.run_dir) / "record.json")
+
+
+def _serving(record: Record) -> Iterator[tuple[str, str]]:
+    if record.precision_choice:
+        yield "precision", _precision(record.precision_choice)
+    if record.rung:
+        yield "rung", _rungs(record.rung, record.rungs or {})
+    for step in record.fallbacks:
+        yield "fallback", f"{step.from_} -> {step.to} at {step.stage}: {step.reason}"
+
+
+def _precision(choice: PrecisionChoice) -> str:
+    timed = [f"{each.precision} {figure(each.p50_ms)} ms" for each in choice.candidates if each.p50_ms is not None]
+    parts = [f"{choice.kept} kept"]
+    if timed:
+        parts.append(f"at batch {choice.batch}: {', '.join(timed)}")
+    parts += [f"{each.precision} refused: {each.reason}" for each in choice.candidates if not each.passed]
+    return f"{'; '.join(parts)} (judged by {'the data' if choice.judge == 'evaluation' else choice.judge})"
 
 
 def _phases(seconds: Mapping[str, float]) -> list[str]:
