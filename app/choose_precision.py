@@ -75,16 +75,15 @@ def _try(context: Context, job: evaluate.Job | None, name: str) -> _Tried:
     settings = replace(settings, cache=unnamed, evaluate=_limits(settings.evaluate, job))
     folder = context.folder / "precision" / name
     folder.mkdir(parents=True, exist_ok=True)
-    inner = Context(
-        settings, folder, Record(status="failed", task=settings.task.name, precision=name), context.phases
-    )
+    record = Record(status="failed", task=settings.task.name, precision=name)
+    inner = Context(settings, folder, record, context.phases)
     inner.share(context)
     model = None
     try:
         if settings.mode.engine != EAGER and COMPILED in settings.fallback.rungs:
             with opened(inner) as store:
                 model = load(inner, acquire(inner, store))
-        inner.record.rung = served(inner.record.fallbacks) if model is not None else EAGER
+        record.rung = served(record.fallbacks) if model is not None else EAGER
         ladder = inner.on_ladder(model)
         return _Tried(ladder, _judged(context, inner, job, ladder, name), record.cache)
     except AppError as error:

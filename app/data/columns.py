@@ -61,7 +61,8 @@ def numbers(columns: Columns, name: str) -> Array:
             row = next(row for row, cell in enumerate(values) if not _is_number(cell))
             cell = str(values[row])[:40]
             text = f"is {cell!r}, not a number" if cell.strip() else "is empty"
-            raise DataError(f"{columns.at(row, name)} {text}") from None
+            hint = " (data.inputs={NAME: [COLUMN, ..]} chooses columns)" if columns.tabular else ""
+            raise DataError(f"{columns.at(row, name)} {text}{hint}") from None
     if values.dtype.kind not in "fiub":
         raise DataError(f"{columns.source}: {name!r} holds {values.dtype}, not numbers")
     if values.ndim == 0:

@@ -60,7 +60,11 @@ def notes(info: EvaluationInfo) -> Iterator[tuple[str, str]]:
         if limit is not None
     ]
     if limits:
-        yield "limits", f"{'kept' if info.refusal is None else 'passed: ' + info.refusal} ({', '.join(limits)})"
+        yield "limits", f"{'kept' if info.refusal is None else 'exceeded: ' + info.refusal} ({', '.join(limits)})"
+
+
+def _score(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.5g}"
 
 
 def _row(row: Disagreement) -> str:
@@ -70,7 +74,7 @@ def _row(row: Disagreement) -> str:
     if max(row.eager_class, row.compiled_class) >= len(row.eager):  # the list holds the first values only
         return f"{where}: eager {row.eager_class}, compiled {row.compiled_class}"
     said = [
-        f"{name} {own} ({figure(scores[row.eager_class])} : {figure(scores[row.compiled_class])})"
+        f"{name} {own} ({_score(scores[row.eager_class])} : {_score(scores[row.compiled_class])})"
         for name, own, scores in (
             ("eager", row.eager_class, row.eager),
             ("compiled", row.compiled_class, row.compiled),

@@ -45,14 +45,20 @@ def test_eager_and_what_served_stand_side_by_side_even_where_a_limit_was_passed(
     assert "eager, fp32 0.9866 7,680" in text
     assert "served by compiled 0.9844 21,100" in text
     assert "metric drops 0.0022" in text
-    assert "limits passed: accuracy drops by 0.0022, evaluate.max_metric_drop allows 0.001" in text
+    assert "limits exceeded: accuracy drops by 0.0022, evaluate.max_metric_drop allows 0.001" in text
 
 
 def test_disagreeing_rows_are_shown_with_both_outputs_and_the_rest_counted():
     text = joined(RECORD)
     assert "8 of 1,449 rows (0.552%): another class" in text
-    assert "row 31, label 9: eager 1 (2.00 : 1.90), compiled 2 (1.90 : 2.00), scores of 1 : 2" in text
+    assert "row 31, label 9: eager 1 (2 : 1.9), compiled 2 (1.9 : 2), scores of 1 : 2" in text
     assert "and 3 more" in text
+
+
+def test_a_score_that_is_not_finite_says_so():
+    row = dataclasses.replace(ROW, compiled=[0.0, None, 2.0])
+    text = joined(of(dataclasses.replace(INFO, disagreements=[row])))
+    assert "compiled 2 (not finite : 2)" in text
 
 
 def test_without_labels_there_is_no_metric_and_what_is_not_finite_says_so():
