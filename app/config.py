@@ -30,10 +30,10 @@ ON_MISS = ("compile", "background", "eager", "fail")
 TRUST = ("own", "signed", "none")
 REMOTE_MODES = ("read", "read-write")
 TASKS = (
-    "benchmark", "compile", "evaluate", "explain", "warm", "doctor", "tune-buckets", "cache.list", "cache.show",
-    "cache.verify", "cache.prune", "cache.clear", "cache.pin", "cache.unpin", "cache.stats", "cache.rebuild-index",
-    "cache.keygen", "cache.keys", "cache.export", "cache.import",
-)  # fmt: skip
+    *("benchmark", "compile", "evaluate", "profile", "explain", "warm", "doctor", "tune-buckets"),
+    *("cache.list", "cache.show", "cache.verify", "cache.prune", "cache.clear", "cache.pin", "cache.unpin"),
+    *("cache.stats", "cache.rebuild-index", "cache.keygen", "cache.keys", "cache.export", "cache.import"),
+)
 OUTPUTS = ("text", "json")
 TARGETS = ("native", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 SDPA_BACKENDS = ("flash", "mem_efficient", "math")
@@ -41,7 +41,7 @@ MATMUL_PRECISIONS = ("highest", "high", "medium")
 BATCH = "batch"
 RUNGS = ("cudagraph", "compiled", "jit", "eager")
 PLANS = ("kept", "measure", "off")
-SOURCES = ("none", "digits", "csv", "npz", "jsonl", "custom", "sentences")
+SOURCES = ("none", "digits", "csv", "npz", "jsonl", "custom", "sentences", "workload")
 JUDGES = ("auto", "argmax", "deviation")
 
 
@@ -440,7 +440,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         choose("data.name", self.name, SOURCES)
-        if self.name in {"csv", "npz", "jsonl"}:
+        if self.name in {"csv", "npz", "jsonl", "workload"}:
             require("data.path", self.path, bool(self.path), "the name of a file")
         if self.name in {"custom", "sentences"}:
             require("data.target", self.target, bool(self.target), "an importable callable, 'package.module:name'")
@@ -485,6 +485,15 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class ProfileConfig:
+    """What becomes of a profile."""
+
+    write: str | None = steers(
+        None, "FOLDER/experiment/NAME.yaml: the choice, for --config-dir FOLDER experiment=NAME"
+    )
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """What `python -m app` does."""
 
@@ -509,6 +518,7 @@ class Settings:
     task: TaskConfig = steers(TaskConfig, "what is done")
     data: DataConfig = steers(DataConfig, "the rows of an evaluation")
     evaluate: EvaluateConfig = steers(EvaluateConfig, "how it is evaluated")
+    profile: ProfileConfig = steers(ProfileConfig, "how calls are profiled")
     compile: CompileConfig = factor(CompileConfig, "the compile worker")
     numerics: NumericsConfig = factor(NumericsConfig, "torch's global switches")
     verify: VerifyConfig = steers(VerifyConfig, "how it is judged")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import doctor, lookup, names, pipeline
+from . import doctor, lookup, names, pipeline, profile
 from .acquire import explain, opened
 from .context import Context
 from .errors import ConfigError, CorruptError, OutputError, StoreError, SweepError, UnreadableError, UntrustedError
@@ -287,6 +287,7 @@ WITHOUT_STORE: dict[str, Callable[[Context], Rows]] = {
     "cache.import": import_,
     "warm": warm,
     "doctor": doctor.examine,
+    "profile": profile.profile,
 }
 WITH_STORE: dict[str, Callable[[Context, Store], Rows]] = {
     "explain": explain,

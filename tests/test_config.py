@@ -156,7 +156,7 @@ def test_each_group_of_the_design_has_its_options():
     assert found["fallback"] >= {"graceful", "strict"}
     assert found["cache"] >= {"user", "project", "readonly", "off"}
     assert found["task"] >= {"benchmark", "compile", "evaluate"}
-    assert found["data"] == {"none", "digits", "csv", "npz", "jsonl", "custom", "sentences"}
+    assert found["data"] == {"none", "digits", "csv", "npz", "jsonl", "custom", "sentences", "workload"}
 
 
 def test_the_defaults_are_those_of_the_main_job():
@@ -380,6 +380,7 @@ OTHERS = {
     "max_metric_drop": 0.5,
     "max_disagreement": 0.5,
     "resume": "folder",
+    "write": "experiment/a.yaml",
     "cache.file": "b.tar",
     "inductor": {"max_autotune": True},
     "kwargs": {"depth": 2},

@@ -25,6 +25,8 @@ def read(config: DataConfig, inputs: Sequence[str]) -> Columns:
     """
     if config.name == "none":
         raise ConfigError(f"data is not given: choose data={'|'.join(SOURCES[1:])}")
+    if config.name == "workload":
+        raise ConfigError("data=workload holds calls, not rows: it is for task=profile")
     if config.name == "digits":
         images, labels = digits.load()
         chosen = digits.held_out(len(images))
@@ -35,7 +37,7 @@ def read(config: DataConfig, inputs: Sequence[str]) -> Columns:
         return _sentences(config)
     assert config.path is not None
     path = Path(config.path).expanduser()
-    readers: dict[str, Callable[[Path], Columns]] = {"csv": _csv, "npz": _npz, "jsonl": _jsonl}
+    readers: dict[str, Callable[[Path], Columns]] = {"csv": _csv, "npz": _npz, "jsonl": rows_of_json}
     return readers[config.name](path)
 
 
@@ -91,7 +93,8 @@ def _npz(path: Path) -> Columns:
         raise DataError(f"{path} can't be read as numpy.savez's arrays of numbers: {_first_line(error)}") from error
 
 
-def _jsonl(path: Path) -> Columns:
+def rows_of_json(path: Path) -> Columns:
+    """A JSON object a line."""
     rows, lines = [], []
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():

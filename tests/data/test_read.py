@@ -264,7 +264,7 @@ def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch):
 
 
 def test_data_that_is_not_given_names_the_choices():
-    with pytest.raises(ConfigError, match=r"data=digits\|csv\|npz\|jsonl\|custom\|sentences"):
+    with pytest.raises(ConfigError, match=r"data=digits\|csv\|npz\|jsonl\|custom\|sentences\|workload"):
         read(DataConfig(), [X], DIMS)
 
 
