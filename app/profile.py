@@ -92,7 +92,7 @@ def _precision(choice: PrecisionChoice) -> dict[str, Any]:
 
 def _graphs(context: Context, *, captured: bool) -> dict[str, Any]:
     if captured:
-        return _row("graphs", "auto", "they were captured, and timed with the buckets below", pays=True)
+        return _row("graphs.enabled", "auto", "they were captured, and timed with the buckets below", pays=True)
     why = "there is no GPU" if context.device == "cpu" else "none was captured: graphs.enabled says so"
     return _row("graphs.enabled", "false", why, pays=False)
 

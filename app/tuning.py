@@ -37,7 +37,7 @@ def tune_buckets(context: Context, store: Store) -> list[dict[str, Any]]:
     cost_ms = _cost_of(known)
     chosen = _choose(graphs, histogram, known)
     then, now = (judge(histogram, buckets, cost_ms) for buckets in (chosen.buckets, graphs.batch_sizes))
-    if not known.captured and context.settings.task.name == "tune-buckets":
+    if not known.captured and context.settings.task.name != "profile":
         context.warn("buckets pay where CUDA graphs are captured for them: without, any size may run as it is")
     return [
         {

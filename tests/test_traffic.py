@@ -24,7 +24,7 @@ def calls_of(tmp_path, calls, **config):
 def test_calls_are_counted_by_size_in_the_order_of_their_times(tmp_path):
     found = calls_of(
         tmp_path,
-        [{"t": 2, "batch": 1, "seq": 9, "user": "x"}, {"t": 0, "batch": 4, "seq": 3}, {"t": 1, "batch": 1, "seq": 3}],
+        [{"t": 2, "batch": 1, "seq": 9}, {"t": 0, "batch": 4, "seq": 3, "user": "x"}, {"t": 1, "batch": 1, "seq": 3}],
     )
     assert (len(found), found.histogram(), found.histogram("seq")) == (3, {1: 2, 4: 1}, {3: 2, 9: 1})
     assert found.sizes["batch"].tolist() == [4, 1, 1]

@@ -30,7 +30,8 @@ def test_a_profile_is_written_and_the_next_run_uses_it(run_app, hit_args, tmp_pa
     assert "100 calls a second" in rows["second process"]["why"]
     assert rows["file"]["choice"] == str(written)
 
-    again = run_app(["--config-dir", str(tmp_path / "mine"), *hit_args("linear"), "experiment=seen"])
+    program = ["-m", "app", "--config-dir", str(tmp_path / "mine")]
+    again = run_app([*hit_args("linear"), "experiment=seen"], program=program)
     assert again.code == 0, again.stderr
     assert set(map(int, again.record["rungs"])) == set(sizes)
     assert again.record["cache"]["outcome"] == "direct-hit"
