@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,9 +28,8 @@ from .record import EvaluationInfo
 if TYPE_CHECKING:
     from .workloads import Call
 
-logger = logging.getLogger(__name__)
-
 Model = Callable[..., Any]
+EVALUATE = "evaluate"
 
 
 @dataclass(frozen=True)
@@ -95,11 +93,11 @@ def run(context: Context, job: Job, served: Model) -> EvaluationInfo:
     chunks = Chunks(place / FOLDER, _identity(context, job))
     if resumed:
         chunks.resume()
-        logger.warning("resumed: %d of %d rows were evaluated in %s", chunks.num_rows, rows, config.resume)
     else:
         chunks.begin()
+    done = f", {chunks.num_rows:,} of them done in {config.resume}" if resumed else ""
     try:
-        with torch.inference_mode(), context.phases(EVALUATE, about=f"evaluate {rows:,} rows"):
+        with torch.inference_mode(), context.phases(EVALUATE, about=f"evaluate {rows:,} rows{done}"):
             for part in _parts(context, job, served, chunks.num_rows):
                 chunks.add(part)
     except KeyboardInterrupt:
@@ -117,9 +115,6 @@ def run(context: Context, job: Job, served: Model) -> EvaluationInfo:
         resumed_rows=chunks.num_resumed,
         batch_size=config.batch_size,
     )
-
-
-EVALUATE = "evaluate"
 
 
 def batches(first: int, rows: int, size: int, low: int = 1) -> Iterator[tuple[int, int]]:

@@ -288,7 +288,11 @@ def test_digests_are_equal_in_fresh_processes_under_any_hash_seed():
 
 
 @pytest.mark.parametrize(
-    "module", ["keys", "lookup", "store", "dependencies", "environment", "config", "record", "fallback", "verdict"]
+    "module",
+    [
+        *("keys", "lookup", "store", "dependencies", "environment", "config", "record", "fallback", "verdict"),
+        *("data", "agreement", "chunks", "traffic"),
+    ],
 )
 def test_a_lookup_imports_no_torch(module):
     heavy = in_fresh_process(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 5  # all that were listed are in disagreements.jsonl
 LONGEST_METRIC = 30
+SHORTEST_S = 1.0  # calls of less time together don't compare speeds
 
 
 def table(info: EvaluationInfo, rung: str | None) -> Table:
@@ -37,9 +38,12 @@ def notes(info: EvaluationInfo) -> Iterator[tuple[str, str]]:
         f"{info.rows:,} rows of {info.data}, {info.batch_size} a call"
         + (f"; {info.resumed_rows:,} of them by an earlier run" if info.resumed_rows else ""),
     )
+    spent_s = [info.rows / rate for rate in info.rows_per_s.values() if rate]
+    if spent_s and min(spent_s) < SHORTEST_S:
+        yield "speed", f"only {figure(min(spent_s))} s of calls: rows a second are rough; task=benchmark measures"
     if info.metric_drop is not None:
-        moved = "the same" if not info.metric_drop else f"{'drops' if info.metric_drop > 0 else 'gains'}"
-        yield "metric", moved if not info.metric_drop else f"{moved} {abs(info.metric_drop):.6g}"
+        moved = f"{'drops' if info.metric_drop > 0 else 'gains'} {abs(info.metric_drop):.6g}"
+        yield "metric", moved if info.metric_drop else "the same"
     rule = "another class" if info.judge == "argmax" else f"further than {info.tolerance:g} from eager, relative L2"
     yield "disagree", f"{info.num_disagreements:,} of {info.rows:,} rows ({info.disagreement:.3%}): {rule}"
     for row in info.disagreements[:MAX_ROWS]:

@@ -55,6 +55,12 @@ def test_disagreeing_rows_are_shown_with_both_outputs_and_the_rest_counted():
     assert "and 3 more" in text
 
 
+def test_speeds_of_a_moment_are_said_to_be_rough():
+    assert "only 0.0687 s of calls: rows a second are rough" in joined(RECORD)
+    slow = dataclasses.replace(INFO, rows_per_s={"eager": 100.0, "compiled": 200.0})
+    assert "rough" not in joined(of(slow))
+
+
 def test_a_score_that_is_not_finite_says_so():
     row = dataclasses.replace(ROW, compiled=[0.0, None, 2.0])
     text = joined(of(dataclasses.replace(INFO, disagreements=[row])))
