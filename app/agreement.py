@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,24 +19,40 @@ Part = dict[str, Array]
 
 # Most values of an output that a listed disagreement shows.
 MOST_VALUES = 16
+# Most values that are compared at once.
+MOST_ELEMENTS = 4_000_000
 # What is taken off a difference of two metrics: 0.99 - 0.98 is more than 0.01 in binary.
 ROUNDING = 1e-12
+
+
+def has_classes(output: Array) -> bool:
+    """Whether it is class scores, [rows, classes]."""
+    return output.ndim == 2 and output.shape[1] > 1 and output.dtype.kind == "f"
+
+
+def has_accuracy(output: Array, labels: Array | None) -> bool:
+    """Whether the classes can be compared with the labels."""
+    return has_classes(output) and labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu"
 
 
 def judge_of(config: EvaluateConfig, output: Array, labels: Array | None) -> str:
     """`argmax` or `deviation`.
 
     Raises:
-        ConfigError: argmax is asked for, and the output has no classes.
+        ConfigError: argmax is asked for, and the output has no classes; or a metric is, and there is none.
     """
-    has_classes = output.ndim == 2 and output.shape[1] > 1 and output.dtype.kind == "f"
-    if config.judge == "argmax" and not has_classes:
+    if config.max_metric_drop is not None and config.metric is None and not has_accuracy(output, labels):
+        given = f"output {config.output} is {output.dtype} {list(output.shape)}"
+        raise ConfigError(
+            f"evaluate.max_metric_drop needs a metric: accuracy is one of class scores [rows, classes] and whole "
+            f"labels, {given}; name your own by evaluate.metric"
+        )
+    if config.judge == "argmax" and not has_classes(output):
         given = f"output {config.output} is {list(output.shape)}"
         raise ConfigError(f"evaluate.judge=argmax needs class scores [rows, classes]; {given}")
     if config.judge != "auto":
         return config.judge
-    fits = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu"
-    return "argmax" if has_classes and fits else "deviation"
+    return "argmax" if has_accuracy(output, labels) else "deviation"
 
 
 def compare(eager: Array, compiled: Array, judge: str, tolerance: float) -> Part:
@@ -50,6 +66,17 @@ def compare(eager: Array, compiled: Array, judge: str, tolerance: float) -> Part
             f"the compiled output is {compiled.dtype} {list(compiled.shape)}, "
             f"eager's is {eager.dtype} {list(eager.shape)}"
         )
+    step = max(1, MOST_ELEMENTS // max(1, math.prod(eager.shape[1:])))  # as float64, outputs can be much
+    starts = range(0, len(eager), step)
+    return join([_compare(eager[at : at + step], compiled[at : at + step], judge, tolerance) for at in starts])
+
+
+def join(parts: Sequence[Part]) -> Part:
+    """Parts one after the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _compare(eager: Array, compiled: Array, judge: str, tolerance: float) -> Part:
     a, b = _flat(eager), _flat(compiled)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     odd = ~same & ~(np.isfinite(a) & np.isfinite(b))  # one of the two is NaN or Inf: no distance says how far
@@ -63,10 +90,11 @@ def compare(eager: Array, compiled: Array, judge: str, tolerance: float) -> Part
         cosine = (x * y).sum(axis=1) / (norms[0] * norms[1])
     cosine = np.where(distance == 0, 1.0, np.where(np.isfinite(cosine), np.clip(cosine, -1, 1), 0.0))
     part = {"max_abs": np.abs(difference).max(axis=1, initial=0.0), "relative": relative, "cosine": cosine}
+    part["by_argmax"] = np.full(len(eager), judge == "argmax")
+    if has_classes(eager):
+        part |= {"eager_class": eager.argmax(axis=1), "compiled_class": compiled.argmax(axis=1)}
     if judge == "argmax":
-        classes = {"eager_class": eager.argmax(axis=1), "compiled_class": compiled.argmax(axis=1)}
-        wrong = (classes["eager_class"] != classes["compiled_class"]) | odd.any(axis=1)
-        return {**part, **classes, "differs": wrong}
+        return {**part, "differs": (part["eager_class"] != part["compiled_class"]) | odd.any(axis=1)}
     exact = eager.dtype.kind in "iub"
     return {**part, "differs": (distance != 0) if exact else ~(relative <= tolerance)}
 
@@ -97,12 +125,12 @@ def summarise(
     num_rows, num_differing = len(joined["differs"]), int(joined["differs"].sum())
     values = _metrics(joined, labels, config, metric)
     drop = values["eager"] - values["compiled"] if values else None
-    share = num_differing / num_rows
+    share, by_argmax = num_differing / num_rows, bool(joined["by_argmax"].all())
     return EvaluationInfo(
         **known,
         rows=num_rows,
-        judge="argmax" if "eager_class" in joined else "deviation",
-        tolerance=None if "eager_class" in joined else config.tolerance,
+        judge="argmax" if by_argmax else "deviation",
+        tolerance=None if by_argmax else config.tolerance,
         metric=(config.metric or "accuracy") if values else None,
         metric_values=values,
         metric_drop=drop,
@@ -139,7 +167,7 @@ def _metrics(
             name: _call_metric(config.metric, metric, joined[f"{name}_output"], labels)
             for name in ("eager", "compiled")
         }
-    if "eager_class" not in joined or labels.dtype.kind not in "iu":
+    if "eager_class" not in joined or labels.ndim != 1 or labels.dtype.kind not in "iu":
         return None
     return {name: float((joined[f"{name}_class"] == labels).mean()) for name in ("eager", "compiled")}
 
@@ -160,7 +188,7 @@ def _rate(joined: Mapping[str, Array], name: str) -> float | None:
 
 
 def _disagreements(joined: Part, labels: Array | None, most: int) -> list[Disagreement]:
-    classes = "eager_class" in joined
+    classes = bool(joined["by_argmax"].all())
     return [
         Disagreement(
             row=int(row),

