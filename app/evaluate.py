@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -132,12 +133,13 @@ def _parts(context: Context, job: Job, served: Model, first: int) -> Iterator[Pa
     config, rows = context.settings.evaluate, len(job.dataset)
     clock, eager = clock_for(context.device), context.workload.module
     models: dict[str, Model] = {EAGER: eager, "compiled": served}
-    spent, done = 0.0, first
+    done = first
     for number, (start, stop) in enumerate(batches(first, rows, config.batch_size, context.workload.dims[BATCH].min)):
         call = _call(context, job, start, stop)
         if number == 0:
             for model in models.values():  # what only the first call costs says nothing of the others
                 model(*call[0], **call[1])
+            began = time.perf_counter()
         outputs: dict[str, Array] = {}
         seconds: dict[str, float] = {}
         for name in sorted(models, reverse=bool(number % 2)):
@@ -153,8 +155,8 @@ def _parts(context: Context, job: Job, served: Model, first: int) -> Iterator[Pa
             if job.metric is not None:
                 part[f"{name}_output"] = outputs[name]
         yield part
-        done, spent = stop, spent + sum(seconds.values())
-        left = spent / (done - first) * (rows - done)
+        done = stop
+        left = (time.perf_counter() - began) / (done - first) * (rows - done)
         context.phases.update(f"evaluate: {done:,} of {rows:,} rows, about {left:.0f} s left")
 
 
