@@ -156,7 +156,7 @@ def _show(config: DictConfig, record: Record) -> None:
     try:
         if config.get("output") == "json":
             print(record.to_json(), flush=True)
-        elif record.status == "ok" or record.result is not None:
+        elif record.status == "ok" or record.result is not None or record.evaluation is not None:
             from .report.console import render
 
             render(record, Console())

@@ -26,7 +26,11 @@ def _schema() -> DictConfig:
     """The schema as OmegaConf wants it: frozen dataclasses compose only with the read-only flag cleared."""
     schema: DictConfig = OmegaConf.structured(Settings)
     _writable(schema)
-    for free in (schema.model.kwargs, schema.model.dims, schema.mode.inductor, schema.graphs.buckets):
+    free_groups = (
+        *(schema.model.kwargs, schema.model.dims, schema.mode.inductor, schema.graphs.buckets),
+        *(schema.data.kwargs, schema.data.inputs),
+    )
+    for free in free_groups:
         OmegaConf.set_struct(free, False)  # their keys are the user's, who need not write `+`
     return schema
 
@@ -88,7 +92,9 @@ def compose(overrides: Sequence[str], folders: Sequence[Path]) -> Settings:
 
 
 def _package_file(package: str, relative: str) -> str:
-    """A file inside an installed package, which isn't imported."""
+    """A file inside an installed package, which isn't imported; `.` is this package."""
+    if package == ".":
+        return str(Path(__file__).parent / relative)
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(f"the package {package} is not installed (pip install 'aot-app[minilm]')")

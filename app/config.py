@@ -20,6 +20,9 @@ from .errors import ConfigError
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool")
 PRECISIONS = ("fp32", "bf16")
+AUTO = "auto"
+# The relative L2 error that rounding makes, by precision: what conf/precision/ gives each.
+FLOORS = {"fp32": 1e-5, "bf16": 1e-2}
 ENGINES = ("aoti", "eager")
 PLACEMENTS = ("frozen", "external")
 ACTIONS = ("warn", "raise")
@@ -27,10 +30,10 @@ ON_MISS = ("compile", "background", "eager", "fail")
 TRUST = ("own", "signed", "none")
 REMOTE_MODES = ("read", "read-write")
 TASKS = (
-    "benchmark", "compile", "explain", "warm", "doctor", "tune-buckets", "cache.list", "cache.show", "cache.verify",
-    "cache.prune", "cache.clear", "cache.pin", "cache.unpin", "cache.stats", "cache.rebuild-index", "cache.keygen",
-    "cache.keys", "cache.export", "cache.import",
-)  # fmt: skip
+    *("benchmark", "compile", "evaluate", "profile", "explain", "warm", "doctor", "tune-buckets"),
+    *("cache.list", "cache.show", "cache.verify", "cache.prune", "cache.clear", "cache.pin", "cache.unpin"),
+    *("cache.stats", "cache.rebuild-index", "cache.keygen", "cache.keys", "cache.export", "cache.import"),
+)
 OUTPUTS = ("text", "json")
 TARGETS = ("native", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 SDPA_BACKENDS = ("flash", "mem_efficient", "math")
@@ -38,6 +41,8 @@ MATMUL_PRECISIONS = ("highest", "high", "medium")
 BATCH = "batch"
 RUNGS = ("cudagraph", "compiled", "jit", "eager")
 PLANS = ("kept", "measure", "off")
+SOURCES = ("none", "digits", "csv", "npz", "jsonl", "custom", "sentences", "workload")
+JUDGES = ("auto", "argmax", "deviation")
 
 
 def _declare(default: Any, role: str, text: str) -> Any:
@@ -195,11 +200,11 @@ class ModeConfig:
 class PrecisionConfig:
     """The arithmetic, and how far from the float64 reference its results may be."""
 
-    name: str = factor("fp32", "fp32 or bf16")
+    name: str = factor("fp32", "fp32, bf16, or auto (the fastest that passes; the key holds which)")
     floor: float = steers(1e-5, "relative L2 error that is always accepted")
 
     def __post_init__(self) -> None:
-        choose("precision.name", self.name, PRECISIONS)
+        choose("precision.name", self.name, (*PRECISIONS, AUTO))
         require("precision.floor", self.floor, 0 <= self.floor < math.inf, "zero or more")
 
 
@@ -438,6 +443,79 @@ class MonitorConfig:
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """The rows that a model is evaluated on."""
+
+    name: str = steers("none", "where the rows come from: " + ", ".join(SOURCES))
+    path: str | None = steers(None, "the file: csv with a header, npz, jsonl, or sentences, one a line")
+    target: str | None = steers(
+        None,
+        "an importable callable: custom's gives arrays by name, or rows; sentences' makes arrays of (texts, length)",
+    )
+    kwargs: dict[str, Any] = steers({}, "keyword arguments of custom's target")
+    label: str | None = steers(None, "the column or array of the labels; null is none: only agreement is judged")
+    inputs: dict[str, Any] = steers(
+        {}, "the model's input by name: the column, list of columns or array it is; else of the same name"
+    )
+    length: int = steers(48, "tokens that a sentence is padded or cut to")
+    limit: int | None = steers(None, "only so many rows, the first")
+
+    def __post_init__(self) -> None:
+        choose("data.name", self.name, SOURCES)
+        if self.name in {"csv", "npz", "jsonl", "workload"}:
+            require("data.path", self.path, bool(self.path), "the name of a file")
+        if self.name in {"custom", "sentences"}:
+            require("data.target", self.target, bool(self.target), "an importable callable, 'package.module:name'")
+        require("data.length", self.length, self.length >= 1, "at least 1")
+        require("data.limit", self.limit, self.limit is None or self.limit >= 1, "null or at least 1")
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any."""
+        return self.name != SOURCES[0]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How a model is evaluated on data, and what ends the run with exit code 3."""
+
+    batch_size: int = steers(64, "rows of a call; the last call has what is left")
+    metric: str | None = steers(
+        None, "an importable callable (outputs, labels) -> float, higher is better; null is accuracy where it fits"
+    )
+    output: int = steers(0, "which of the model's output tensors is judged")
+    judge: str = steers(
+        "auto",
+        "rows disagree by argmax (another class) or deviation (beyond tolerance); auto is argmax where there are "
+        "classes and labels",
+    )
+    tolerance: float = steers(1e-2, "for deviation: the relative L2 distance from eager up to which a row agrees")
+    max_metric_drop: float | None = steers(None, "eager's metric less the compiled one's may be this; null is any")
+    max_disagreement: float | None = steers(None, "share of rows that may disagree, 0 to 1; null is any")
+    listed: int = steers(20, "most disagreeing rows that are listed with both outputs")
+    resume: str | None = steers(None, "the folder of an interrupted run, to go on where it ended")
+
+    def __post_init__(self) -> None:
+        choose("evaluate.judge", self.judge, JUDGES)
+        for name in ("output", "listed"):
+            require(f"evaluate.{name}", getattr(self, name), getattr(self, name) >= 0, "zero or more")
+        require("evaluate.batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        require("evaluate.tolerance", self.tolerance, 0 <= self.tolerance < math.inf, "zero or more")
+        drop, share = self.max_metric_drop, self.max_disagreement
+        require("evaluate.max_metric_drop", drop, drop is None or 0 <= drop < math.inf, "null, zero or more")
+        require("evaluate.max_disagreement", share, share is None or 0 <= share <= 1, "null, or 0 to 1")
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """What becomes of a profile."""
+
+    write: str | None = steers(
+        None, "FOLDER/experiment/NAME.yaml: the choice, for --config-dir FOLDER experiment=NAME"
+    )
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """What `python -m app` does."""
 
@@ -460,6 +538,9 @@ class Settings:
     fallback: FallbackConfig = steers(FallbackConfig, "what failures do")
     cache: CacheConfig = steers(CacheConfig, "where artifacts live")
     task: TaskConfig = steers(TaskConfig, "what is done")
+    data: DataConfig = steers(DataConfig, "the rows of an evaluation")
+    evaluate: EvaluateConfig = steers(EvaluateConfig, "how it is evaluated")
+    profile: ProfileConfig = steers(ProfileConfig, "how calls are profiled")
     compile: CompileConfig = factor(CompileConfig, "the compile worker")
     numerics: NumericsConfig = factor(NumericsConfig, "torch's global switches")
     verify: VerifyConfig = steers(VerifyConfig, "how it is judged")

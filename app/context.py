@@ -75,6 +75,10 @@ class Context:
         self.uncertain: str | None = None  # why the request may stand for more than one model: then it has no entry
         self._torch_is_ready = False
 
+    def share(self, other: Context) -> None:
+        """Use the model that another run's context has built, or builds now."""
+        self.workload, self._torch_is_ready = other.workload, True
+
     def warn(self, text: str) -> None:
         """Say it in the log and in the record."""
         logger.warning(text)

@@ -58,6 +58,19 @@ class VerifyError(AppError):
     exit_code = 3
 
 
+class DataError(AppError):
+    """What a data source holds can't be what the model takes; the message names the place."""
+
+    stage = "data"
+
+
+class EvaluationError(AppError):
+    """What served moved further from eager on the data than `evaluate.max_*` allows."""
+
+    stage = "evaluate"
+    exit_code = 3
+
+
 class StoreError(AppError):
     """The artifact store can't be read or written."""
 

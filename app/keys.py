@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .config import Settings
+from .config import AUTO, Settings
 from .environment import python_version, target, toolchain
 from .errors import ConfigError
 
@@ -112,6 +112,8 @@ def request_key(settings: Settings, device: str) -> Key:
     Raises:
         ConfigError: a value of the config has no canonical form.
     """
+    if settings.precision.name == AUTO:
+        raise ConfigError("precision=auto is resolved by task=benchmark, compile and evaluate: name fp32 or bf16")
     config = settings.factors()
     config["model"]["environment"] = {name: os.environ.get(name) for name in settings.model.environment}
     factors = {

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from . import capturing, environment, planning, tuning
+from . import capturing, choose_precision, environment, evaluate, planning, tuning
 from .acquire import acquire, demand, load, opened
 from .benchmark import benchmark, measure_memory, sweep
+from .config import AUTO
 from .context import Context
 from .dependencies import named_files
 from .errors import AppError, CaptureError, LoadError
@@ -20,15 +21,24 @@ if TYPE_CHECKING:
     from .runtime.jit import JitModel
     from .runtime.model import CompiledModel
 
+# The tasks that run the model; an evaluation uses the batch plans that a service finds, and times none.
+RUNNING = ("benchmark", "evaluate")
+
 
 def run(context: Context) -> None:
     """Compile or find the artifact; for a benchmark load it, compare it once more, and measure it against eager.
+
+    An evaluation runs it over data instead, which is read before anything is compiled for it.
 
     Raises:
         AppError: a stage failed, and the fallback policy raises, or there is nothing to fall back to.
     """
     context.record.environment = environment.describe(context.device)
     named_files(context.settings)  # a file that isn't there is a mistake in the config, whatever is done with it
+    task, is_open = context.settings.task.name, context.settings.precision.name == AUTO
+    job = evaluate.prepare(context) if task == "evaluate" or (is_open and context.settings.data.given) else None
+    if is_open:
+        choose_precision.resolve(context, job)
     capturing.say_limits(context)
     compiled = None
     if context.settings.mode.engine == EAGER or COMPILED not in context.settings.fallback.rungs:
@@ -38,27 +48,30 @@ def run(context: Context) -> None:
             compiled = obtain(context, store)
             best = CUDAGRAPH if getattr(compiled, "captured", ()) else COMPILED
             context.record.rung = served(context.record.fallbacks, best)
-    if context.settings.task.name == "benchmark":
+    if task == "benchmark":
         ladder = benchmark(context, compiled)
         sweep(context, compiled, ladder)
+    if task == "evaluate" and job is not None:
+        evaluate.evaluate(context, job, compiled)
     measure_memory(context)
 
 
 def obtain(context: Context, store: Store) -> CompiledModel | JitModel | None:
-    """The artifact, found or compiled; for a benchmark loaded and compared.
+    """The artifact, found or compiled; for a task that runs it loaded and compared.
 
     Another process may remove an artifact between finding and loading it: then it was a miss after all, once.
     """
-    if context.settings.graphs.auto and context.settings.task.name == "benchmark":
+    task = context.settings.task.name
+    if context.settings.graphs.auto and task in RUNNING:
         tuning.tune(context, store)
     tuned = context.record.cache  # what the run found before it was tuned
     for is_last in (False, True):
         found = acquire(context, store)
         context.record.cache = tuned or context.record.cache
-        if context.settings.task.name != "benchmark":
+        if task not in RUNNING:
             return None
         try:
-            return ready(context, store, found)
+            return ready(context, store, found, measuring=task == "benchmark")
         except LoadError:
             if is_last or found.artifact.path.exists():
                 raise

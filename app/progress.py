@@ -22,7 +22,7 @@ class Phases:
         self._console = console
         self.current: str | None = None
         self.last: str | None = None
-        self._since = self._began = time.perf_counter()
+        self._since = self._began = self._updated = time.perf_counter()
         self._live: Progress | None = None
         if console.is_terminal:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -68,6 +68,16 @@ class Phases:
         if not quiet:
             began = time.perf_counter() - self._began
             self._console.print(f"[{began:7.1f} s] {about or name}", markup=False, highlight=False)
+
+    def update(self, about: str, every_s: float = 10.0) -> None:
+        """Say how far the current phase is: at once on a terminal, elsewhere once in `every_s` seconds."""
+        if self._live is not None:
+            self._live.update(self._task, description=about)
+            return
+        now = time.perf_counter()
+        if now - max(self._since, self._updated) >= every_s:
+            self._updated = now
+            self._console.print(f"[{now - self._began:7.1f} s] {about}", markup=False, highlight=False)
 
     def _close(self) -> None:
         if self.current is not None:

@@ -103,6 +103,73 @@ class PlanInfo:
 
 
 @dataclass(frozen=True)
+class Disagreement:
+    """A row that what served and eager disagree in, with the first values of both outputs; null is not finite."""
+
+    row: int
+    label: Any
+    eager_class: int | None
+    compiled_class: int | None
+    relative: float | None
+    eager: list[float | None]
+    compiled: list[float | None]
+
+
+@dataclass(frozen=True)
+class EvaluationInfo:
+    """What running the model over data came to, eager in fp32 beside what served.
+
+    `judge` says when a row disagrees: `argmax` (another class) or `deviation` (a relative L2 distance beyond
+    `tolerance`). `max_*` and `min_cosine` are the worst row's; they are null where an output isn't finite.
+    `refusal` is the limit that was passed. Of `num_disagreements` rows `disagreements` lists the first.
+    """
+
+    data: str
+    data_sha256: str
+    rows: int
+    resumed_rows: int
+    batch_size: int
+    judge: Literal["argmax", "deviation"]
+    tolerance: float | None
+    metric: str | None
+    metric_values: dict[str, float] | None
+    metric_drop: float | None
+    num_disagreements: int
+    disagreement: float
+    max_abs: float | None
+    max_relative: float | None
+    min_cosine: float | None
+    rows_per_s: dict[str, float | None]
+    max_metric_drop: float | None
+    max_disagreement: float | None
+    refusal: str | None
+    disagreements: list[Disagreement]
+
+
+@dataclass(frozen=True)
+class PrecisionCandidate:
+    """One precision under `precision=auto`; what wasn't asked or measured of it is null."""
+
+    precision: str
+    passed: bool
+    reason: str | None
+    p50_ms: float | None = None
+    rel_l2: float | None = None
+    metric_drop: float | None = None
+    disagreement: float | None = None
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """What `precision=auto` kept: the fastest at `batch` of those that passed."""
+
+    kept: str
+    judge: Literal["evaluation", "float64"]
+    batch: int
+    candidates: list[PrecisionCandidate]
+
+
+@dataclass(frozen=True)
 class Memory:
     """Peak memory of the process and the device, and the size of the artifact."""
 
@@ -143,6 +210,8 @@ class Record:
     throughput_per_s: dict[str, float] | None = None
     plans: dict[str, PlanInfo] | None = None
     unsplittable: str | None = None
+    evaluation: EvaluationInfo | None = None
+    precision_choice: PrecisionChoice | None = None
     memory: Memory | None = None
     monitor: dict[str, Any] | None = None
     result: list[dict[str, Any]] | None = None

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import doctor, lookup, names, pipeline
+from . import doctor, lookup, names, pipeline, profile
 from .acquire import explain, opened
 from .context import Context
 from .errors import ConfigError, CorruptError, OutputError, StoreError, SweepError, UnreadableError, UntrustedError
@@ -36,7 +36,7 @@ def run(context: Context) -> None:
         AppError: of what failed, with its exit code.
     """
     name = context.settings.task.name
-    if name in {"benchmark", "compile"}:
+    if name in {*pipeline.RUNNING, "compile"}:
         pipeline.run(context)
     elif name in WITHOUT_STORE:
         context.record.result = WITHOUT_STORE[name](context)
@@ -287,6 +287,7 @@ WITHOUT_STORE: dict[str, Callable[[Context], Rows]] = {
     "cache.import": import_,
     "warm": warm,
     "doctor": doctor.examine,
+    "profile": profile.profile,
 }
 WITH_STORE: dict[str, Callable[[Context, Store], Rows]] = {
     "explain": explain,

@@ -37,13 +37,17 @@ def tune_buckets(context: Context, store: Store) -> list[dict[str, Any]]:
     cost_ms = _cost_of(known)
     chosen = _choose(graphs, histogram, known)
     then, now = (judge(histogram, buckets, cost_ms) for buckets in (chosen.buckets, graphs.batch_sizes))
-    if not known.captured:
+    if not known.captured and context.settings.task.name != "profile":
         context.warn("buckets pay where CUDA graphs are captured for them: without, any size may run as it is")
     return [
         {
             "set": f"graphs.batch_sizes=[{','.join(map(str, chosen.buckets))}]",
             "chosen": {"buckets": list(chosen.buckets), **asdict(then), "graph_bytes": chosen.size_bytes},
             "today": {"buckets": sorted(graphs.batch_sizes), **asdict(now)},
+            # what the calls take without any buckets, and padded to the largest of them
+            "as_it_is": asdict(judge(histogram, [*histogram], cost_ms)),
+            "static": asdict(judge(histogram, [max(histogram)], cost_ms)),
+            "captured": bool(known.captured),
             "saving_percent": 100 * (1 - then.expected_ms / now.expected_ms),
             "num_calls": sum(histogram.values()),
             "histogram": {str(size): calls for size, calls in sorted(histogram.items())},

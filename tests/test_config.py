@@ -133,6 +133,8 @@ def test_every_option_of_every_group_composes(group, option):
         overrides += ["model.target=m:f", "model.inputs=[{name: x, shape: [batch, 2]}]"]
     if (group, option) == ("model", "exported"):
         overrides += ["model.program=m.pt2"]
+    if group == "data":
+        overrides += ["data.path=rows", "data.target=m:f"]
     if (group, option) == ("cache", "shared"):
         overrides += ["cache.remote=s3://bucket/path"]
     if (group, option) == ("model", "minilm"):
@@ -154,7 +156,8 @@ def test_each_group_of_the_design_has_its_options():
     assert found["weights"] >= {"frozen", "external"}
     assert found["fallback"] >= {"graceful", "strict"}
     assert found["cache"] >= {"user", "project", "readonly", "off"}
-    assert found["task"] >= {"benchmark", "compile"}
+    assert found["task"] >= {"benchmark", "compile", "evaluate"}
+    assert found["data"] == {"none", "digits", "csv", "npz", "jsonl", "custom", "sentences", "workload"}
 
 
 def test_the_defaults_are_those_of_the_main_job():
@@ -226,6 +229,15 @@ def test_settings_survive_the_way_to_the_worker():
         ({"cache": {"trust": "signed", "keys": ["ab"]}}, ["cache.keys='ab'", "64 hex digits"]),
         ({"cache": {"remote": "s3://bucket"}}, ["cache.remote", "cache.trust=signed"]),
         ({"cache": {"alias": "a/b"}}, ["cache.alias='a/b'", "letters"]),
+        ({"data": {"name": "parquet"}}, ["data.name='parquet'", "none, digits, csv, npz, jsonl"]),
+        ({"data": {"name": "csv"}}, ["data.path=None", "a file"]),
+        ({"data": {"name": "custom"}}, ["data.target=None", "package.module:name"]),
+        ({"data": {"limit": 0}}, ["data.limit=0", "at least 1"]),
+        ({"evaluate": {"batch_size": 0}}, ["evaluate.batch_size=0", "at least 1"]),
+        ({"evaluate": {"judge": "taste"}}, ["evaluate.judge='taste'", "auto, argmax, deviation"]),
+        ({"evaluate": {"max_disagreement": 5}}, ["evaluate.max_disagreement=5.0", "0 to 1"]),
+        ({"evaluate": {"max_metric_drop": -0.1}}, ["evaluate.max_metric_drop=-0.1", "zero or more"]),
+        ({"evaluate": {"max_drop": 1}}, ["evaluate.max_drop", "valid: batch_size, metric"]),
         ({"cache": {"lock_timeout_s": -1}}, ["cache.lock_timeout_s=-1.0", "zero or more"]),
         ({"compile": {"timeout_s": 0}}, ["compile.timeout_s=0.0", "above zero"]),
         ({"compile": {"threads": 0}}, ["compile.threads=0", "at least 1"]),
@@ -334,6 +346,7 @@ OTHERS = {
     "matmul_precision": "high",
     "sdpa": ["math"],
     "task.name": "compile",
+    "evaluate.output": 1,
     "output": "json",
     "batch_sizes": [2, 3],
     "buckets": {"batch": [2, 3]},
@@ -361,6 +374,19 @@ OTHERS = {
     "cache.remote": "s3://bucket",
     "remote_mode": "read-write",
     "alias": "name",
+    "data.name": "digits",
+    "data.path": "rows.csv",
+    "data.target": "m:rows",
+    "data.kwargs": {"count": 3},
+    "data.label": "class",
+    "data.inputs": {"x": "column"},
+    "data.limit": 9,
+    "metric": "m:metric",
+    "judge": "argmax",
+    "max_metric_drop": 0.5,
+    "max_disagreement": 0.5,
+    "resume": "folder",
+    "write": "experiment/a.yaml",
     "cache.file": "b.tar",
     "inductor": {"max_autotune": True},
     "kwargs": {"depth": 2},

@@ -146,3 +146,12 @@ def test_a_still_phase_stops_the_live_line_so_that_nothing_runs_beside_it():
         with phases("publish"):
             assert phases._live.live.is_started
     assert phases.seconds.keys() == {"build", "measure", "publish"}
+
+
+def test_how_far_a_phase_is_is_said_now_and_then(clock):
+    out = console()
+    with Phases(out) as phases, phases("evaluate"):
+        for _ in range(25):
+            clock.sleep(1)
+            phases.update(f"{clock.now:.0f}")
+    assert [line.split("] ")[1] for line in out.file.getvalue().splitlines()] == ["evaluate", "110", "120"]

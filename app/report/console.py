@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ..record import CacheInfo, Record, VerifyInfo
+    from ..record import CacheInfo, PrecisionChoice, Record, VerifyInfo
 
 PERCENTILES = ("p50", "p90", "p99")
 # Which percentiles, and whether the speed-up's interval, from rich to poor: the first that fits is shown.
@@ -38,7 +38,7 @@ def render(record: Record, console: Console) -> None:
     if record.result is not None:
         _print_rows(record.result, console)
         return
-    if record.status == "failed":
+    if record.status == "failed" and record.evaluation is None:
         error = record.error
         reason = f"at {error.stage}: {error.message}" if error else "for an unknown reason"
         _print_note(console, "failed", reason)
@@ -49,7 +49,15 @@ def render(record: Record, console: Console) -> None:
     if record.latency_ms:
         console.print()
         console.print(_fitting_table(record, console))
+    if record.evaluation:
+        from . import evaluation
+
+        console.print()
+        console.print(evaluation.table(record.evaluation, record.rung))
     console.print()
+    if record.evaluation:
+        for label, text in evaluation.notes(record.evaluation):
+            _print_note(console, label, text)
     for label, text in _notes(record):
         _print_note(console, label, text)
 
@@ -166,10 +174,7 @@ def _speedup(record: Record, batch: str, with_interval: bool) -> str:
 
 def _notes(record: Record) -> Iterator[tuple[str, str]]:
     """Label and text of every line under the table."""
-    if record.rung:
-        yield "rung", _rungs(record.rung, record.rungs or {})
-    for step in record.fallbacks:
-        yield "fallback", f"{step.from_} -> {step.to} at {step.stage}: {step.reason}"
+    yield from _serving(record)
     if record.speedup_same_precision:
         same = [f"{figure(ratio)}x (batch {batch})" for batch, ratio in record.speedup_same_precision.items()]
         yield "speed-up", f"against eager in {record.precision}: {_listed(same)}"
@@ -186,6 +191,24 @@ def _notes(record: Record) -> Iterator[tuple[str, str]]:
         yield "warning", warning
     if record.run_dir:
         yield "record", str(Path(record.run_dir) / "record.json")
+
+
+def _serving(record: Record) -> Iterator[tuple[str, str]]:
+    if record.precision_choice:
+        yield "precision", _precision(record.precision_choice)
+    if record.rung:
+        yield "rung", _rungs(record.rung, record.rungs or {})
+    for step in record.fallbacks:
+        yield "fallback", f"{step.from_} -> {step.to} at {step.stage}: {step.reason}"
+
+
+def _precision(choice: PrecisionChoice) -> str:
+    timed = [f"{each.precision} {figure(each.p50_ms)} ms" for each in choice.candidates if each.p50_ms is not None]
+    parts = [f"{choice.kept} kept"]
+    if timed:
+        parts.append(f"at batch {choice.batch}: {', '.join(timed)}")
+    parts += [f"{each.precision} refused: {each.reason}" for each in choice.candidates if not each.passed]
+    return f"{'; '.join(parts)} (judged by {'the data' if choice.judge == 'evaluation' else choice.judge})"
 
 
 def _phases(seconds: Mapping[str, float]) -> list[str]:
