@@ -60,6 +60,8 @@ def _decode_fields(cls: Any, content: dict[str, Any], where: str) -> Any:
     for item in dataclasses.fields(cls):
         name = _json_name(item)
         if name not in content:
+            if item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING:
+                continue  # an earlier version didn't have it
             raise ValueError(f"{_join(where, name)} is missing")
         values[item.name] = decode(hints[item.name], content[name], _join(where, name))
     return cls(**values)

@@ -194,6 +194,11 @@ def test_what_is_no_record_is_refused_with_file_and_field(tmp_path, change, mess
         Record.load(changed(tmp_path, change))
 
 
+def test_a_record_of_an_earlier_version_lacks_what_came_later(tmp_path) -> None:
+    path = changed(tmp_path, lambda content: [content.pop(name) for name in ("evaluation", "monitor", "plans")])
+    assert Record.load(path).evaluation is None
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
 def test_a_damaged_file_is_refused_with_its_name(tmp_path, text) -> None:
     path = tmp_path / "record.json"
