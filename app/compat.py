@@ -143,7 +143,7 @@ class AOTModelCompiler:
                         names.adopt(store, document)
             with session(**self._session):
                 found = load(cache_key)
-        except (AppError, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - as above: a name may be anything, a file hold anything
             logger.warning("%r can't be loaded: %s", cache_key, error)
             return None
         self.compiled_cache[cache_key] = found
@@ -182,15 +182,15 @@ class AOTModelCompiler:
         try:
             with session(**self._session):
                 compiled = compile_model(model, example_inputs, *overrides, mode=mode, name=name)
-        except AppError as error:
-            logger.warning("%s is served as it is: %s", name, error.message)
+        except Exception as error:  # noqa: BLE001 - an evaluation goes on, whatever it is
+            logger.warning("%s is served as it is: %s: %s", name, type(error).__name__, error)
             return None, _Plain(model)
         info = compiled.info
         key = _key(name, mode, info["key"]["request"] if info["key"] else "")
         try:
             compiled.name(key)
-        except AppError as error:
-            logger.info("%r can be loaded in this process only: %s", key, error.message)
+        except (AppError, OSError) as error:
+            logger.info("%r can be loaded in this process only: %s", key, error)
         self.compiled_cache[key] = compiled
         self.compilation_stats[key] = {
             "model_name": name,
@@ -206,8 +206,16 @@ class AOTModelCompiler:
 
     def _remove(self, wanted: Callable[[float], bool]) -> int:
         """Remove the objects whose age in days is `wanted`; returns how many."""
+        removed = 0
         if not self.cache_dir.is_dir():
-            return 0
+            return removed
+        try:
+            removed = self._removed(wanted)
+        except (AppError, OSError) as error:
+            logger.warning("%s can't be cleaned up: %s", self.cache_dir, error)
+        return removed
+
+    def _removed(self, wanted: Callable[[float], bool]) -> int:
         removed = 0
         with open_store(self._cache, self.cache_dir, readonly=False) as store:
             for manifest in list(store.manifests()):
@@ -223,7 +231,7 @@ class _Plain:
     """A module as it is, for what can't even be asked for: inputs that are no tensors, say."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module.eval()
+        self._module = module.eval() if hasattr(module, "eval") else module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         import torch
@@ -279,7 +287,10 @@ class CudaGraphOptimizer:
         """Capture a model's graphs; whether it has any now. A failure is logged, with its reason."""
         if not self.config.enabled:
             return False
-        tensors = list(example_inputs) if isinstance(example_inputs, Sequence) else [example_inputs]
+        tensors = _listed(example_inputs)
+        if not tensors:
+            logger.warning("no CUDA graphs of %s: the example inputs are no tensors", model_id)
+            return False
         try:
             mechanism = self._mechanism or mechanism_for(str(tensors[0].device))
             self._graphs[model_id] = _Graphed(compiled_model, tensors, self.config, mechanism)
@@ -294,7 +305,7 @@ class CudaGraphOptimizer:
     def try_graph_execution(self, model_id: str, input_batch: Any) -> Any:
         """The output, in the model's own structure, replayed; None where no graph holds a call like this."""
         found = self._graphs.get(model_id)
-        tensors = list(input_batch) if isinstance(input_batch, Sequence) else [input_batch]
+        tensors = _listed(input_batch)
         if found is None or not found.holds(tensors):
             self._counts["graph_misses"] += 1
             return None
@@ -324,6 +335,12 @@ class CudaGraphOptimizer:
         for found in self._graphs.values():
             found.graphs.release()
         self._graphs.clear()
+
+
+def _listed(given: Any) -> list[Any]:
+    """Positional tensors; empty where there is anything else."""
+    listed = list(given) if isinstance(given, Sequence) else [given]
+    return listed if all(hasattr(value, "data_ptr") for value in listed) else []
 
 
 class _Graphed:

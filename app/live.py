@@ -85,13 +85,13 @@ def signature(
 def _bound(module: nn.Module, example_inputs: Any) -> tuple[dict[str, torch.Tensor], set[str]]:
     """Examples by argument in the signature's order, and which of them are given by keyword only."""
     positional, keyword = _split(example_inputs)
-    parameters = inspect.signature(module.forward)
+    where = f"{type(module).__name__}.forward"
     try:
+        parameters = inspect.signature(module.forward)
+        where += str(parameters)
         bound = parameters.bind(*positional, **keyword)
-    except TypeError as error:
-        raise ConfigError(
-            f"the example inputs don't fit {type(module).__name__}.forward{parameters}: {error}"
-        ) from error
+    except (TypeError, ValueError) as error:  # a scripted module has no signature
+        raise ConfigError(f"the example inputs don't fit {where}: {error}") from error
     tensors = dict(zip(_names(parameters, len(positional)), positional, strict=True))
     # in the signature's order, and by position where that can be: then a call may give them either way
     for name, parameter in parameters.parameters.items():
@@ -222,9 +222,10 @@ class LiveContext(Context):
         workload, model = self.workload, self.settings.model
         with self.phases("export"):
             program = export(workload, workload.module).program
-            known = indices.ranges(program) if not _are_declared(model.inputs) else {}
-        # by position: a program may have other names for the same inputs
-        order = dict(zip(map(str, program.graph_signature.user_inputs), model.inputs, strict=True))
+            # by position: a program may have other names for the same inputs
+            order = dict(zip(map(str, program.graph_signature.user_inputs), model.inputs, strict=True))
+            declared = frozenset(name for name, item in order.items() if item.low is not None)
+            known = indices.ranges(program, declared)
         inputs = [
             replace(item, low=low, high=high) if item.low is None and (low, high) != (None, None) else item
             for item, (low, high) in ((order[name], known.get(name) or (None, None)) for name in order)
@@ -240,8 +241,3 @@ class LiveContext(Context):
             model, inputs=inputs, program=str(staging / PROGRAM), examples=str(staging / EXAMPLES), trusted=True
         )
         return replace(self.settings, model=live)
-
-
-def _are_declared(inputs: Sequence[InputConfig]) -> bool:
-    floating = ("float", "bfloat", "complex", "bool")
-    return all(item.low is not None or item.dtype.startswith(floating) for item in inputs)

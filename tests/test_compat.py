@@ -169,6 +169,7 @@ def test_disabled_it_returns_none(tmp_path):
         (Branches(), [torch.ones(2, 3), "text"], "default"),  # no tensors
         (Branches(), None, "default"),
         (Branches(), torch.ones(2, 3), "no-such-mode"),
+        (torch.jit.script(Branches()), torch.ones(2, 3), "default"),
     ],
 )
 @pytest.mark.parametrize("kind", [app.AOTModelCompiler, app.IntegratedAOTCompiler])

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import abc
+import copy
+import enum
 import functools
 import json
 import math
+import operator
+import pickle
 import subprocess
 import sys
 import types
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -66,7 +72,7 @@ def test_the_digest_is_the_same_in_another_process_and_under_another_hash_seed(t
     (tmp_path / "net.py").write_text(
         "import torch\nfrom torch import nn\n"
         "class M(nn.Module):\n"
-        "    def __init__(self):\n        super().__init__(); self.l = nn.Linear(3, 3); self.s = {'b', 'a'}; self.d = {'x': 1}\n"
+        "    def __init__(self):\n        super().__init__(); self.l = nn.Linear(3, 3); self.s = {'b': 2, 'a': 3}; self.d = {'x': 1}\n"
         "    def forward(self, x):\n        return self.l(x).relu() + len(self.s) + self.d['x']\n"
         "def build():\n    torch.manual_seed(0)\n    return M().eval()\n"
     )
@@ -85,10 +91,34 @@ def test_the_digest_is_the_same_in_another_process_and_under_another_hash_seed(t
     assert len(found) == 1
 
 
-def test_what_forward_does_not_reach_does_not_matter():
+def test_a_live_attribute_is_doubt_even_where_nothing_seems_to_read_it():
     other = net()
-    other.logger, other.notes = object(), {"never": "read"}
-    assert fingerprint(other) == fingerprint(net())
+    other.logger = object()
+    with pytest.raises(UncertainError, match=r"Net\.logger is a live object"):
+        fingerprint(other)
+
+
+class Base(nn.Module):
+    def forward(self, x):
+        return x.relu() + len((1, 2))
+
+
+class Derived(Base):
+    def forward(self, x):
+        return super().forward(x) * getattr(self, "factor", 2.0)
+
+
+def test_super_and_getattr_are_no_reason_for_doubt():
+    assert fingerprint(Derived().eval()) == fingerprint(Derived().eval())
+
+
+def test_exporting_and_pickling_a_module_change_nothing():
+    model = net()
+    model.pair = (1, 2)
+    before = fingerprint(model)
+    torch.export.export(model, (torch.randn(2, 8),), strict=False)
+    assert fingerprint(model) == before
+    assert fingerprint(copy.deepcopy(model)) == fingerprint(pickle.loads(pickle.dumps(model))) == before  # noqa: S301
 
 
 def test_the_reference_models_and_torchs_own_modules_are_certain():
@@ -243,6 +273,230 @@ def test_a_change_gives_another_digest_or_is_uncertain(change, restored):
         return
     assert found != before
     assert DIGESTS.setdefault(found, change) == change, "two changes have the same digest"
+
+
+# Pairs that compute different things
+
+
+def named(name, **held):
+    """A module class of this name: two of one name are two classes."""
+    return type(nn.Module)(name, (nn.Module,), {"__module__": __name__, **held})
+
+
+def scaled(factor, decorate=lambda f: f):
+    """A module whose forward multiplies, by code that is the same text but for the factor."""
+    space = {"nn": nn, "decorate": decorate, "__name__": __name__}
+    exec(  # noqa: S102 - two classes that differ in one constant
+        "class Net(nn.Module):\n    @decorate\n    def forward(self, x):\n        return x * " + str(factor), space
+    )
+    sys.modules[__name__].__dict__["Net_"] = space["Net"]
+    return space["Net"]()
+
+
+def tree(flat):
+    class Parts(nn.Module):
+        def forward(self, x):
+            for part in self.children():
+                x = part(x + 1)
+            return x * 2
+
+    if flat:
+        return nn.Sequential(OrderedDict(a=Parts(), b=Parts()))
+    outer = Parts()
+    outer.b = Parts()
+    return nn.Sequential(OrderedDict(a=outer))
+
+
+def order(first):
+    one, two = (named("Act", forward=lambda self, x: x + 1), named("Act", forward=lambda self, x: x + 2))
+    return nn.Sequential(one(), two(), (one if first else two)())
+
+
+def subclass_of(base, *args, **kwargs):
+    return type(base)("Mine", (base,), {"__module__": __name__})(*args, **kwargs)
+
+
+def reads(expression, **attributes):
+    """A module whose forward evaluates an expression over itself."""
+    space = {"nn": nn, "torch": torch, "g": getattr, "operator": operator, "__name__": __name__}
+    exec(f"class Net(nn.Module):\n    def forward(self, x):\n        return x * ({expression})", space)  # noqa: S102
+    model = space["Net"]()
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    return model
+
+
+def with_function_attribute(scale):
+    def helper(x):
+        return x * helper.scale
+
+    helper.scale = scale
+    model = named("Net", forward=lambda self, x: self.helper(x))()
+    model.helper = helper
+    return model
+
+
+class Level(enum.Enum):
+    ONE = 1
+
+
+def with_enum(factor):
+    kind = enum.Enum("Kind", {"ONE": 1, "TWO": factor})
+    model = named("Net", forward=lambda self, x: x * type(self.kind)["TWO"].value)()
+    model.kind = kind.ONE
+    return model
+
+
+def with_tensor_attribute(scale):
+    model = nn.Linear(2, 2)
+    torch.manual_seed(0)
+    model.weight = nn.Parameter(torch.zeros(2, 2))
+    model.weight.scale = scale
+    return model
+
+
+def with_meta(scale):
+    meta = type("Meta", (type,), {"scale": scale})
+    return meta("Net", (nn.Module,), {"__module__": __name__, "forward": lambda self, x: x * type(self).scale})()
+
+
+def with_mixin(scale):
+    mixin = abc.ABCMeta("Mix", (), {"scale": scale})
+    return type("Net", (mixin, nn.Module), {"__module__": __name__, "forward": lambda self, x: x * self.scale})()
+
+
+PAIRS = {
+    "decorated by no_grad": (lambda: scaled(2, torch.no_grad()), lambda: scaled(3, torch.no_grad())),
+    "decorated by inference_mode": (
+        lambda: scaled(2, torch.inference_mode()),
+        lambda: scaled(3, torch.inference_mode()),
+    ),
+    "decorated by compiler.disable": (
+        lambda: scaled(2, torch.compiler.disable),
+        lambda: scaled(3, torch.compiler.disable),
+    ),
+    "a subclass of a layer": (
+        lambda: subclass_of(nn.LeakyReLU, 0.1),
+        lambda: subclass_of(nn.LeakyReLU, 0.2),
+    ),
+    "a subclass of an attention": (
+        lambda: subclass_of(nn.Softmax, dim=0),
+        lambda: subclass_of(nn.Softmax, dim=1),
+    ),
+    "which of two classes of one name": (lambda: order(True), lambda: order(False)),
+    "the shape of the tree": (lambda: tree(True), lambda: tree(False)),
+    "getattr by another name": (lambda: reads("g(self, 'k')", k=2), lambda: reads("g(self, 'k')", k=3)),
+    "attrgetter": (
+        lambda: reads("operator.attrgetter('k')(self)", k=2),
+        lambda: reads("operator.attrgetter('k')(self)", k=3),
+    ),
+    "__getattribute__": (
+        lambda: reads("self.__getattribute__('k')", k=2),
+        lambda: reads("self.__getattribute__('k')", k=3),
+    ),
+    "a format": (
+        lambda: reads("float('{0.k}'.format(self))", k=2),
+        lambda: reads("float('{0.k}'.format(self))", k=3),
+    ),
+    "a function's attribute": (lambda: with_function_attribute(2), lambda: with_function_attribute(3)),
+    "another member of an enum": (lambda: with_enum(2), lambda: with_enum(3)),
+    "a tensor's attribute": (lambda: with_tensor_attribute(2), lambda: with_tensor_attribute(3)),
+    "a metaclass": (lambda: with_meta(2), lambda: with_meta(3)),
+    "a mixin made by ABCMeta": (lambda: with_mixin(2), lambda: with_mixin(3)),
+    "minus zero": (lambda: reads("self.k", k=0.0), lambda: reads("self.k", k=-0.0)),
+    "true and one": (lambda: reads("self.k", k=1), lambda: reads("self.k", k=True)),
+    "an order in a dict": (
+        lambda: reads("list(self.k)[0]", k={1: 0, 2: 0}),
+        lambda: reads("list(self.k)[0]", k={2: 0, 1: 0}),
+    ),
+    "an order in a set": (lambda: reads("list(self.k)[0]", k={0, 8}), lambda: reads("list(self.k)[0]", k={8, 0})),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_modules_that_compute_different_things_never_share_a_digest(pair):
+    found = []
+    for make in PAIRS[pair]:
+        try:
+            found.append(fingerprint(make().eval()))
+        except UncertainError as error:
+            found.append(error)
+    assert isinstance(found[0], UncertainError) or found[0] != found[1]
+
+
+class Calls(nn.Module):
+    """Uses torch in the ways that the patches below change."""
+
+    def __init__(self):
+        super().__init__()
+        self.act, self.attention = nn.ReLU(), nn.MultiheadAttention(4, 2)
+
+    def forward(self, x):
+        y = self.act(x) * 2 + torch.tanh(x) + F.silu(x) + x.T + x.norm() + nn.ReLU()(x)
+        return self.attention(y, y, y)[0]
+
+
+def wrapped(function):
+    return functools.wraps(function)(lambda *args, **kwargs: function(*args, **kwargs) * 2)
+
+
+class Callable:
+    def __call__(self, *args, **kwargs):
+        return args[0]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (nn.ReLU, "forward", wrapped(nn.ReLU.forward)),
+        (nn.ReLU, "forward", staticmethod(lambda x: x)),
+        (nn.ReLU, "forward", functools.partial(F.relu)),
+        (nn.ReLU, "forward", functools.lru_cache(lambda self, x: x)),
+        (nn.Module, "__call__", wrapped(nn.Module.__call__)),
+        (nn.Module, "_compiled_call_impl", staticmethod(lambda x: x)),
+        (torch.Tensor, "norm", wrapped(torch.Tensor.norm)),
+        (torch.Tensor, "__mul__", lambda self, other: self),
+        (torch.Tensor, "T", property(lambda self: self)),
+        (torch.Tensor, "relu", torch.Tensor.sigmoid),
+        (F, "silu", F.mish),
+        (F, "relu", functools.partial(F.relu)),
+        (F, "relu", F.gelu),
+        (F, "scaled_dot_product_attention", Callable()),
+        (F, "linear", lambda *args: args[0]),
+        (torch, "tanh", torch.sigmoid),
+        (torch, "norm", wrapped(torch.norm)),
+        (torch._C._nn, "silu", torch.sigmoid),
+    ],
+)
+def test_whatever_is_patched_in_torch_is_seen(restored, owner, name, value):
+    torch.manual_seed(0)
+    model = Calls().eval()
+    before = fingerprint(model)
+    restored.setattr(owner, name, value)
+    try:
+        assert fingerprint(model) != before
+    except UncertainError as error:
+        assert str(error)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_default_dtype_and_autocast_are_seen():
+    before = fingerprint(net())
+    model = net()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert fingerprint(model) != before
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.autocast("cpu"), pytest.raises(UncertainError, match="autocast"):
+        fingerprint(model)
+
+
+def test_whatever_can_not_be_looked_at_is_doubt():
+    model = net()
+    model.deep = functools.reduce(lambda inner, _: [inner], range(5000), [])
+    with pytest.raises(UncertainError, match="can't be looked at"):
+        fingerprint(model)
 
 
 def test_a_global_hook_is_uncertain():

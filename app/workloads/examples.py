@@ -17,8 +17,8 @@ _LARGEST_TABLE = 1 << 24
 class Examples:
     """Draws that look like the examples: seed 0 is the examples themselves, repeated or cut to the sizes.
 
-    Other seeds keep what a model may rely on: integers are drawn from the values that occur (and the ends of a
-    declared range, so that a model which can't take them says so), floating-point values get noise of their own
+    Other seeds keep what a model may rely on: integers are drawn from the values that occur and the ends of their
+    range, or where they have none from those that occur and the next; floating-point values get noise of their own
     spread.
     """
 
@@ -47,6 +47,8 @@ class Examples:
             known = torch.cat([known, torch.tensor([int(spec.low), int(spec.high) - 1], dtype=known.dtype)])
         elif value.dtype == torch.bool:
             known = torch.tensor([False, True])
+        else:  # any is fine, and a single one would not show what depends on it
+            known = torch.cat([known, known + 1])
         return known[torch.randint(len(known), value.shape, generator=generator)]
 
 
