@@ -161,9 +161,7 @@ def _on_miss(context: Context, store: Store, tier: Tier, request: Key, named: di
         raise MissError(f"cache.on_miss=fail, and it is a miss: {why}")
     if cache.on_miss == "background" and not store.readonly and cache.dir is not None:
         pid = background.start(context.settings, context.folder / background.FOLDER)
-        raise EagerAskedError(
-            f"cache.on_miss=background: process {pid} compiles for the next run; it is a miss: {why}"
-        )
+        raise EagerAskedError(f"cache.on_miss=background: process {pid} compiles it meanwhile; it is a miss: {why}")
     if cache.on_miss == "eager":
         raise EagerAskedError(f"cache.on_miss=eager, and it is a miss: {why}")
     if store.readonly:

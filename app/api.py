@@ -93,6 +93,7 @@ class Model:
         found: dict[str, Any] = {name: encode(getattr(record, name), name) for name in _INFO}
         settings, (rung, call) = self._context.settings, self._ladder.best
         others = {dim: item.example for dim, item in settings.model.ranges.items()}
+        found["rung"] = rung
         found["rungs"] = {
             str(size): rung_of(call, rung, size, {**others, BATCH: size}) for size in settings.graphs.batch_sizes
         }
@@ -181,7 +182,8 @@ class Model:
 
     def __repr__(self) -> str:
         record = self._context.record
-        return f"<compiled {record.model}: {record.mode}, {record.precision}, {record.device}, rung {record.rung}>"
+        how = f"{record.mode}, {record.precision}, {record.device}, rung {self._ladder.best[0]}"
+        return f"<compiled {record.model}: {how}>"
 
     def _eager(self, *args: Any, **kwargs: Any) -> Any:
         import torch
@@ -297,6 +299,8 @@ def compile_model(
     """
     from . import live
 
+    if not callable(getattr(module, "forward", None)) or not callable(getattr(module, "eval", None)):
+        raise ConfigError(f"compile_model takes an nn.Module, and this is a {type(module).__name__}")
     module.eval()
     settings = settings_of((*_DEFAULTS.get(), f"mode={mode}", f"precision={precision}", *overrides))
     if settings.cache.on_miss == "background":
@@ -329,13 +333,15 @@ def compile_model(
 
 def _first_that_exports(contexts: Sequence[Context]) -> tuple[Context, Ladder]:
     """The first of several ways to compile a module that its export takes; the last serves in any case."""
-    for context, following in itertools.pairwise([*contexts, None]):
-        assert context is not None
+    why = ""
+    for context in contexts:
         ladder = serving.serve(context)
         failed = [step for step in context.record.fallbacks if step.stage == ExportError.stage]
-        if not failed or following is None:
+        if not failed and why:
+            context.warn(f"compiled for the examples' sizes alone: with a batch of any size, {why}")
+        if not failed or context is contexts[-1]:
             return context, ladder
-        following.warn(f"compiled for the examples' sizes alone: with a batch of any size, {failed[0].reason}")
+        why = failed[0].reason
     raise AssertionError
 
 

@@ -324,7 +324,7 @@ class CacheConfig:
     remote: str | None = steers(None, "a store shared with others: a folder, or an fsspec URL like s3://bucket/path")
     remote_mode: str = steers("read", "read, or read-write (what is made here is put there)")
     remote_timeout_s: float = steers(30.0, "how long one transfer may take; it is tried twice")
-    alias: str | None = steers(None, "a name for the request and its settings, under which app.alias.load finds it")
+    alias: str | None = steers(None, "a name for the request and its settings, under which app.load finds it")
     select: list[str] = steers([], "objects for cache tasks, by the start of the digest or by model; none is all")
     file: str | None = steers(None, "the bundle that task=cache.export writes and task=cache.import reads")
 

@@ -126,7 +126,8 @@ class _Walk:
         kind, own = type(module), vars(module)
         for name in _HOOKS:
             if own.get(name):
-                raise UncertainError(f"{kind.__qualname__} has hooks or a compiled call")
+                what = "hooks" if name.endswith("hooks") else "a call that torch.compile made"
+                raise UncertainError(f"{kind.__qualname__} has {what}")
         if isinstance(module, torch.jit.ScriptModule):
             raise UncertainError(f"{kind.__qualname__} is a script")
         self._say("module", module.training)

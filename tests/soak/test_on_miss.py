@@ -14,7 +14,7 @@ def test_background_serves_eager_now_and_the_next_run_hits(run_app, fresh_store)
     args = ["model=linear", f"cache.dir={fresh_store}", "cache.on_miss=background"]
     run = run_app(args)
     assert (run.code, run.record["rung"]) == (0, "eager")
-    assert "compiles for the next run" in run.record["fallbacks"][0]["reason"]
+    assert "compiles it meanwhile" in run.record["fallbacks"][0]["reason"]
     left = json.loads(_wait_for(Path(run.record["run_dir"]) / "background" / "record.json"))
     assert (left["status"], left["cache"]["outcome"]) == ("ok", "miss")
     again = run_app(args, env={"CXX": "/nonexistent"}).record
