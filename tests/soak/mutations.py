@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.keys import KEY_SCHEMA
+
 from . import shop
 
 Edit = Callable[[Path], None]
@@ -442,8 +444,8 @@ def _devices() -> Iterator[Change]:
     yield Change("architecture of the GPU", "second device", facts={**GPU, "gpus": ["9.0", "8.9"]}, overrides=("device=cuda:1",), base="cuda")  # fmt: skip
     yield Change("device", "cuda", facts=GPU, overrides=("device=cuda",))
     yield Change("device", "cpu", facts=GPU, overrides=("device=cpu",), base="cuda")
-    for schema in (1, 3):
-        yield Change("schema of the key", str(schema), facts={"schema": schema})
+    for name, schema in (("earlier", KEY_SCHEMA - 1), ("later", KEY_SCHEMA + 1)):
+        yield Change("schema of the key", name, facts={"schema": schema})
 
 
 def _others() -> Iterator[Change]:

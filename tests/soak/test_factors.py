@@ -13,7 +13,7 @@ CHANGES = {str(change): change for change in [*altering(), *harmless()]}
 
 # For each factor a change that the suite tries, and that is answered wrongly once the key lacks the factor.
 GUARDS = {
-    "request:schema": "schema of the key-3",
+    "request:schema": "schema of the key-later",
     "request:model.target": "target-another",
     "request:model.kwargs": "argument-eps=1e-4",
     "request:model.seed": "seed-0",
@@ -35,7 +35,7 @@ GUARDS = {
     "request:target.system": "system-Darwin",
     "request:target.flags": "instruction set-with zz",
     "request:target.gpu": "architecture of the GPU-second device-cuda",
-    "object:schema": "schema of the key-3",
+    "object:schema": "schema of the key-later",
     "object:numerics.matmul_precision": "matmul precision-high",
     "object:numerics.deterministic": "deterministic-true",
     "object:numerics.sdpa": "attention switch-[flash, math]",
