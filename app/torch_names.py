@@ -1,7 +1,7 @@
 """Torch's names: which object stands where in torch, so that a function is told by its place, and a patch is seen.
 
 The version of torch is part of every key and stands for the code of what is torch's own; this sees that what stands
-in its places is.
+in its places is: functions by their byte code, whatever they say of themselves.
 """
 
 from __future__ import annotations
@@ -10,35 +10,35 @@ import hashlib
 import sys
 import types
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-_FOLDER = str(Path(torch.__file__).parent) + "/"
 # What a model's code calls, and what that calls; a module of torch that isn't here is no known one.
 _MODULES = (
     "torch", "torch.functional", "torch._VF", "torch._tensor", "torch.nn", "torch.nn.functional",
-    "torch.nn.parameter", "torch._C._nn", "torch.fft", "torch.linalg", "torch.special",
+    "torch.nn.parameter", "torch.nn.init", "torch.nn._reduction", "torch._C._nn", "torch.fft", "torch.linalg",
+    "torch.special", "torch._jit_internal", "torch.autograd.grad_mode", "torch.amp.autocast_mode",
+    "torch.utils._contextlib",
 )  # fmt: skip
 _PREFIX = "torch.nn.modules."
-# What well-known packages, and copying, add to classes; torch itself never calls it.
-_ADDED = frozenset(("smart_apply", "__slotnames__"))
+# What copying, scripting, torch.compile and well-known packages do to classes, and no call depends on.
+_ADDED = frozenset((
+    "smart_apply", "__slotnames__", "__annotations__", "__init__", "__setstate__", "___needs_generation_tag_patch",
+    "manual_seed",
+))  # fmt: skip
 _OWNERS = frozenset(
-    (
-        "torch",
-        "builtins",
-        "typing",
-        "functools",
-        "collections",
-        "enum",
-        "abc",
-        "types",
-        "_thread",
-        "typing_extensions",
-    )
+    ("torch", "builtins", "typing", "functools", "enum", "abc", "types", "collections", "typing_extensions")
 )
+_BUILTIN = (
+    types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType,
+    types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodWrapperType,
+)  # fmt: skip
+_PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+# Byte code never changes: each is described once.
+_codes: dict[int, tuple[types.CodeType, str]] = {}
 
 
 class PatchedError(Exception):
@@ -52,31 +52,27 @@ class TorchNames:
         digest: Of which stands where.
 
     Raises:
-        PatchedError: a place holds what isn't torch's.
+        PatchedError: a place holds what isn't torch's and has no code to tell it by.
     """
 
     def __init__(self) -> None:
         hashed = hashlib.sha256()
         self._names: dict[int, str] = {}
         self._modules: set[int] = set()
-        names = [*_MODULES, *sorted(name for name in sys.modules if name.startswith(_PREFIX))]
-        for name in names:
+        for name in [*_MODULES, *sorted(name for name in sys.modules if name.startswith(_PREFIX))]:
             module = sys.modules.get(name)
             if isinstance(module, types.ModuleType):
                 self._modules.add(id(module))
-            for text in self._described(name, vars(module) if module is not None else {}):
-                hashed.update(text.encode())
+                for text in self._described(name, vars(module)):
+                    hashed.update(text.encode("utf-8", "surrogatepass"))
         for kind in (torch._C.TensorBase, torch.Tensor, nn.Parameter):  # noqa: SLF001 - where the methods are
             for text in self._class(kind):
-                hashed.update(text.encode())
+                hashed.update(text.encode("utf-8", "surrogatepass"))
         self.digest = hashed.hexdigest()
 
     def name_of(self, value: Any) -> str | None:
         """Where an object of torch's stands; None for any other."""
-        try:
-            return self._names.get(id(value))
-        except TypeError:
-            return None
+        return self._names.get(id(value))
 
     def holds(self, module: types.ModuleType) -> bool:
         """Whether it is one of the Python modules that were looked at."""
@@ -84,15 +80,16 @@ class TorchNames:
 
     def _described(self, where: str, held: Mapping[str, Any]) -> Iterator[str]:
         for name, value in sorted(held.items()):
-            if name.startswith("__") or isinstance(value, types.ModuleType):
+            if name.startswith("__") or name in _ADDED:
                 continue
             place = f"{where}.{name}"
-            if isinstance(value, type):
-                if value.__module__.startswith("torch") and id(value) not in self._names:
-                    yield from self._class(value)
-                yield f"{place}={value.__module__}.{value.__qualname__};"
-            else:
-                yield f"{place}={self._word(place, value)};"
+            if isinstance(value, types.ModuleType):
+                if value.__name__.startswith("torch") and sys.modules.get(value.__name__) not in (value, None):
+                    raise PatchedError(f"{place} is another module than {value.__name__}")
+                continue
+            if isinstance(value, type) and value.__module__.startswith("torch"):
+                yield from self._class(value)
+            yield f"{place}={self._word(place, value)};"
 
     def _class(self, kind: type) -> Iterator[str]:
         where = f"{kind.__module__}.{kind.__qualname__}"
@@ -104,52 +101,81 @@ class TorchNames:
         if found is not kind and kind is not torch._C.TensorBase:  # noqa: SLF001 - known by another name
             return  # made while torch was imported: no known one
         self._names[id(kind)] = where
-        if not issubclass(kind, nn.Module | torch._C.TensorBase):  # noqa: SLF001 - as above
+        if not issubclass(kind, nn.Module | torch._C.TensorBase) and kind.__module__ not in _MODULES[1:]:  # noqa: SLF001
             return
         for name, value in sorted(vars(kind).items()):
-            if name not in _ADDED:
+            if name not in _ADDED and name not in {"__dict__", "__weakref__", "__doc__"}:
                 yield f"{where}.{name}={self._word(f'{where}.{name}', value)};"
 
-    def _word(self, place: str, value: Any) -> str:
+    def _word(self, place: str, value: Any, depth: int = 0) -> str:
         """What stands in a place, as a word; remembers what may be told by it."""
         kind = type(value)
         if kind in (staticmethod, classmethod):
-            return f"{kind.__name__} {self._word(place, value.__func__)}"
+            return f"{kind.__name__} {self._word(place, value.__func__, depth)}"
         if kind is property:
-            return " ".join(self._word(place, part) for part in (value.fget, value.fset, value.fdel))
-        if kind is types.FunctionType or isinstance(value, type):
-            if kind is types.FunctionType:
-                self._check(place, value)
-                self._names.setdefault(id(value), place)
+            return " ".join(self._word(place, part, depth) for part in (value.fget, value.fset, value.fdel))
+        if isinstance(value, type):
+            if value.__module__.partition(".")[0] not in {*sys.stdlib_module_names, *_OWNERS}:
+                raise PatchedError(f"{place} is {value.__qualname__}, which isn't torch's")
             return f"{value.__module__}.{value.__qualname__}"
-        if callable(value):
-            return self._callable(place, value)
-        plain = value is None or kind in (bool, int, float, str, torch.dtype)
-        return repr(value) if plain else f"{kind.__module__}.{kind.__qualname__} {getattr(value, '__name__', '')}"
-
-    def _callable(self, place: str, value: Any) -> str:
-        """Something else that can be called: a builtin, mostly."""
-        kind = type(value)
-        if (kind.__module__ or "").partition(".")[0] not in _OWNERS or kind.__name__ == "partial":
-            raise PatchedError(f"{place} is a {kind.__qualname__}, which isn't torch's")
-        if isinstance(wrapped := getattr(value, "__wrapped__", None), types.FunctionType):
-            self._check(place, wrapped)
-        if kind in (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType):
+        if kind in _PLAIN:
+            return repr(value)
+        if kind is not types.FunctionType and kind not in _BUILTIN:
+            return self._other(place, value, depth)
+        if not depth:
             self._names.setdefault(id(value), place)
-        holder = getattr(getattr(value, "__self__", None), "__name__", "")
-        return f"{kind.__name__} {holder} {getattr(value, '__qualname__', '')}"
+        return self._function(place, value, depth) if kind is types.FunctionType else _builtin(value)
 
-    def _check(self, place: str, function: types.FunctionType) -> None:
-        """A function's own code, and that of functions it wraps, must be in torch's folder, or Python's own."""
+    def _function(self, place: str, function: types.FunctionType, depth: int) -> str:
+        """A function by its byte code, defaults and attributes, and those of all that it closes over."""
+        if depth > 8:
+            return "..."
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_full(cell)]
-        for part in (function, *cells):
-            if isinstance(part, types.FunctionType) and not _is_theirs(part):
-                raise PatchedError(f"{place} is patched")
+        parts = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *cells]
+        held = [f"{name}={self._word(place, item, depth + 1)}" for name, item in sorted(vars(function).items())]
+        return f"{_described(function.__code__)} {[self._word(place, part, depth + 1) for part in parts]} {held}"
+
+    def _other(self, place: str, value: Any, depth: int) -> str:
+        """Containers by what is in them; other objects by their class, which has to be torch's or Python's own."""
+        kind = type(value)
+        if kind in (list, tuple, dict, set, frozenset):
+            if depth > 2 or len(value) > 50:
+                return f"{kind.__name__} {len(value)}"
+            items = [part for item in value.items() for part in item] if kind is dict else value
+            words = [self._word(place, item, depth + 1) for item in items]
+            return f"{kind.__name__} {sorted(words) if kind in (set, frozenset) else words}"
+        foreign = (kind.__module__ or "").partition(".")[0] not in _OWNERS
+        if kind is types.MethodType and isinstance(value.__self__, type | types.ModuleType | torch.Generator):
+            return f"method {self._word(place, value.__func__, depth + 1)}"
+        if callable(value) and (foreign or kind.__name__ in {"partial", "method"} or isinstance(value, nn.Module)):
+            raise PatchedError(f"{place} is a {kind.__qualname__}, which isn't torch's")
+        if foreign and hasattr(kind, "__get__"):
+            raise PatchedError(f"{place} is a {kind.__qualname__}, which isn't torch's")
+        wrapped = getattr(value, "__wrapped__", None) or getattr(value, "func", None)
+        inner = self._word(place, wrapped, depth + 1) if callable(wrapped) else ""
+        return f"{kind.__module__}.{kind.__qualname__} {getattr(value, '__name__', '')} {inner}"
 
 
-def _is_theirs(function: types.FunctionType) -> bool:
-    file = function.__code__.co_filename
-    return file.startswith(_FOLDER) or file in _PYTHONS or (file == "<string>" and not function.__closure__)
+def _builtin(value: Any) -> str:
+    holder = getattr(value, "__self__", None)
+    if holder is not None and not isinstance(holder, type | types.ModuleType):
+        holder = type(holder)
+    return f"{type(value).__name__} {getattr(holder, '__name__', '')} {value.__qualname__}"
+
+
+def _described(code: types.CodeType) -> str:
+    if id(code) not in _codes:
+        hashed = hashlib.sha256(code.co_code)
+        hashed.update(repr((code.co_names, code.co_freevars, code.co_argcount, code.co_flags)).encode())
+        for constant in code.co_consts:
+            text = _described(constant) if isinstance(constant, types.CodeType) else _constant(constant)
+            hashed.update(text.encode("utf-8", "surrogatepass"))
+        _codes[id(code)] = (code, hashed.hexdigest())
+    return _codes[id(code)][1]
+
+
+def _constant(value: Any) -> str:
+    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
 def _is_full(cell: types.CellType) -> bool:
@@ -157,11 +183,3 @@ def _is_full(cell: types.CellType) -> bool:
         return cell.cell_contents is not cell
     except ValueError:
         return False
-
-
-# Python's own files that torch's namespaces hold functions of.
-_SOURCES = (
-    "typing", "functools", "contextlib", "dataclasses", "importlib", "warnings", "collections", "abc", "enum", "copy",
-    "operator", "platform", "ctypes", "inspect", "textwrap", "threading", "glob", "typing_extensions",
-)  # fmt: skip
-_PYTHONS = frozenset(getattr(sys.modules.get(name), "__file__", None) for name in _SOURCES) - {None}

@@ -340,6 +340,14 @@ class Level(enum.Enum):
     ONE = 1
 
 
+class Alike:
+    def __init__(self, value):
+        self.value = value
+
+    def __repr__(self):
+        return "alike"
+
+
 def with_enum(factor):
     kind = enum.Enum("Kind", {"ONE": 1, "TWO": factor})
     model = named("Net", forward=lambda self, x: x * type(self.kind)["TWO"].value)()
@@ -409,6 +417,22 @@ PAIRS = {
         lambda: reads("list(self.k)[0]", k={1: 0, 2: 0}),
         lambda: reads("list(self.k)[0]", k={2: 0, 1: 0}),
     ),
+    "bytes beyond a view": (
+        lambda: reads("self.w.detach().resize_(3)[2]", w=torch.tensor([1.0, 2.0, 3.0])[:2]),
+        lambda: reads("self.w.detach().resize_(3)[2]", w=torch.tensor([1.0, 2.0, 4.0])[:2]),
+    ),
+    "a slice of what looks alike": (
+        lambda: reads("self.k.start.value", k=slice(Alike(2))),
+        lambda: reads("self.k.start.value", k=slice(Alike(3))),
+    ),
+    "bookkeeping that is read": (
+        lambda: reads("self._backward_hooks", _backward_hooks=2),
+        lambda: reads("self._backward_hooks", _backward_hooks=3),
+    ),
+    "globals by a string": (
+        lambda: reads("getattr(self.forward, '__globals__')['K']", k=1),
+        lambda: reads("getattr(self.forward, '__globals__')['K']", k=1),
+    ),
     "an order in a set": (lambda: reads("list(self.k)[0]", k={0, 8}), lambda: reads("list(self.k)[0]", k={8, 0})),
 }
 
@@ -422,6 +446,123 @@ def test_modules_that_compute_different_things_never_share_a_digest(pair):
         except UncertainError as error:
             found.append(error)
     assert isinstance(found[0], UncertainError) or found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "len({n for n in self.names})",
+        "len({*self.names})",
+        "len(self.table.keys() & self.table.keys())",
+        "'a'.__hash__()",
+        "torch.get_float32_matmul_precision()",
+        "torch.are_deterministic_algorithms_enabled()",
+        "torch.is_grad_enabled()",
+        "torch.load('x')",
+        "operator.attrgetter('w.requires_grad')(self)",
+        "g(self.w, 'grad')",
+        "self.w.requires_grad",
+    ],
+)
+def test_code_that_asks_the_process_is_doubt(expression):
+    model = reads(expression, names=["a", "b"], table={"a": 1}, w=torch.ones(2))
+    with pytest.raises(UncertainError):
+        fingerprint(model.eval())
+
+
+def test_tensors_that_overlap_are_doubt():
+    import numpy as np
+
+    held = np.arange(3, dtype=np.float32)
+    model = reads("self.a.sum()", a=torch.from_numpy(held[:2]), b=torch.from_numpy(held[1:]))
+    with pytest.raises(UncertainError, match="share memory"):
+        fingerprint(model.eval())
+
+
+def test_plain_models_are_certain():
+    class Block(nn.Module):
+        """A block as people write them."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.config = {"width": width, "names": ["a", "b"]}
+            self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(2)])
+            self.norm = nn.LayerNorm(width)
+            self.apply(self._init_weights)
+
+        def _init_weights(self, module):
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+
+        @property
+        def width(self) -> int:
+            return self.config["width"]
+
+        def forward(self, x: torch.Tensor, mask=None) -> torch.Tensor:
+            if x.shape[-1] != self.width:  # no assert, which pytest rewrites
+                raise ValueError(f"{x.shape} of {self.__class__.__name__}")
+            positions = torch.arange(x.shape[1], device=x.device)
+            for layer in self.layers:
+                x = x + F.gelu(layer(self.norm(x))) / math.sqrt(self.width)
+            if isinstance(mask, torch.Tensor) and x.ndim in (2, 3):
+                x = x.masked_fill(mask, 0.0)
+            y = F.scaled_dot_product_attention(x, x, x)
+            return torch.einsum("bsd,bsd->bs", x, y) + positions
+
+    assert len(fingerprint(Block(8).eval())) == 64
+
+
+def fn(*args, **kwargs):
+    return args[0]
+
+
+def twice(function):
+    return torch.no_grad()(torch.no_grad()(functools.wraps(function)(lambda *args, **kwargs: args[0] * 5)))
+
+
+def executed(function, factor):
+    space = {"F": F}
+    exec(f"def patch(self, x): return x * {factor}", space)  # noqa: S102
+    return functools.wraps(function)(space["patch"])
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (F, "torch", types.ModuleType("torch")),
+        (F, "relu", twice(F.relu)),
+        (F, "relu", nn.LeakyReLU(0.1)),
+        (F, "relu", Alike),
+        (F, "relu", types.MethodType(fn, 2)),
+        (nn.ReLU, "forward", executed(nn.ReLU.forward, 2)),
+        (nn.LeakyReLU, "negative_slope", property(lambda self: 0.9)),
+        (F.leaky_relu, "__defaults__", (0.9, False)),
+        (F.silu, "__code__", F.mish.__code__),
+        (nn._reduction, "get_enum", fn),
+        (torch.no_grad, "__enter__", fn),
+    ],
+)
+def test_whatever_is_changed_inside_of_torch_is_seen(restored, owner, name, value):
+    model = Calls().eval()
+    before = fingerprint(model)
+    restored.setattr(owner, name, value, raising=False)
+    try:
+        assert fingerprint(model) != before
+    except UncertainError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize(("owner", "name"), [("builtins", "max"), ("math", "sqrt"), ("operator", "mul")])
+def test_pythons_own_functions_are_told_from_what_stands_in_their_place(restored, owner, name):
+    model = reads(
+        "max(1, 2)" if owner == "builtins" else f"operator.{name}(1, 2)" if owner == "operator" else "m.sqrt(2)"
+    )
+    type(model).forward.__globals__["m"] = math
+    before = fingerprint(model.eval())
+    home = sys.modules[owner]
+    restored.setattr(home, name, functools.wraps(getattr(home, name))(lambda *args: 7))
+    with pytest.raises(UncertainError):
+        assert fingerprint(model) == before
 
 
 class Calls(nn.Module):
