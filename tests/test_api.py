@@ -183,15 +183,15 @@ def test_another_process_starts_warm(first, store, tmp_path):
         f"with app.session(cache={store['cache']!r}): m = t.compile_tagger()\n"
         "print(m.info['cache']['outcome'], sorted(n for n in sys.modules if n.startswith('torch._inductor'))[:1])"
     )
-    found = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program, str(Path(__file__).parent)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert found.stdout.strip() == "direct-hit []", found.stderr
+    command = [sys.executable, "-W", "ignore", "-c", program, str(Path(__file__).parent)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # the first may see another torch than this process, in which other tests have run: then the program is found
+    said = [
+        subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=env).stdout.split()
+        for _ in range(2)
+    ]
+    assert said[0][0] in {"direct-hit", "graph-hit"}
+    assert said[1] == ["direct-hit", "[]"]
 
 
 @pytest.mark.slow
