@@ -275,8 +275,11 @@ def _path() -> Dependency:
 
 def _roots(top: str) -> list[Path]:
     """Where a top-level module or package would be imported from now, without importing it."""
+    # not by importlib.util, which answers from sys.modules: a compiled part of a package may be there by a name of
+    # its own, under which no other process finds it
+    finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
     try:
-        spec = importlib.util.find_spec(top)
+        spec = next((found for find in finders if find and (found := find(top, None, None)) is not None), None)
     except (ImportError, ValueError):
         return []
     if spec is None:
@@ -347,9 +350,9 @@ class Recorder:
         found = {path.resolve(): ("setting", name) for name, path in named_files(settings).items()}
         importable = _Importable()
         modules = list(_module_files())
-        for top, path in modules:
-            found.setdefault(path, _place(path, str(path), [top], importable))
         tops = sorted({top for top, _ in modules})
+        for top, path in modules:
+            found.setdefault(path, _place(path, str(path), [top, *tops], importable))
         missing = sorted(self._searched - sys.modules.keys())
         # a module whose own import failed was found all the same
         absent = [Dependency("no-module", name, "") for name in missing if not _is_module(name, importable)]

@@ -398,6 +398,19 @@ def test_the_copies_of_packages_that_setuptools_brings_for_itself_are_not_looked
     assert child(service, project, given=json.dumps([recorded, {}])) is None
 
 
+def test_a_part_of_a_package_that_is_loaded_under_a_name_of_its_own_is_told_by_its_place(project):
+    (project / "shop" / "part.py").write_text("x = 1\n")
+    (project / "shop" / "model.py").write_text(
+        (project / "shop" / "model.py").read_text()
+        + "\nimport importlib.util as u, sys, pathlib\n"
+        + "s = u.spec_from_file_location('own_name', pathlib.Path(__file__).with_name('part.py'))\n"
+        + "sys.modules['own_name'] = u.module_from_spec(s)\ns.loader.exec_module(sys.modules['own_name'])\n"
+    )
+    recorded = record(project)
+    assert [where for kind, where, *_ in recorded if where.endswith("part.py")] == ["shop/part.py"]
+    assert child(ASK, project, given=json.dumps([recorded, {}])) is None
+
+
 def test_a_folder_that_now_imports_as_a_namespace_is_a_change(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "spaced").mkdir()

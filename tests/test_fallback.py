@@ -20,6 +20,7 @@ SERVED = [errors.StoreError, errors.ExportError, errors.CompileError, errors.Ver
 SERVED += [errors.CaptureError, errors.ServeError]
 NEVER = [errors.ConfigError, errors.BuildError, errors.OutputError, errors.MissError, errors.InputError]
 NEVER += [errors.SweepError, errors.CorruptError, errors.UntrustedError, errors.UnreadableError]
+NEVER += [errors.DataError, errors.EvaluationError]
 
 
 def test_every_error_is_in_one_of_the_lists():
@@ -94,4 +95,5 @@ def test_exit_codes_are_those_that_are_documented():
         "ConfigError": 2, "BuildError": 1, "ExportError": 1, "CompileError": 1, "VerifyError": 3,
         "StoreError": 1, "LoadError": 1, "CaptureError": 1, "ServeError": 1, "MissError": 9, "OutputError": 1, "InputError": 1,
         "SweepError": 4, "CorruptError": 6, "UntrustedError": 7, "UnreadableError": 8,
+        "DataError": 1, "EvaluationError": 3,
     }  # fmt: skip

@@ -12,6 +12,8 @@ NULL_ALWAYS = {
     "error": "nothing failed",
     "unsplittable": "rows are independent",
     "result": "what other tasks find",
+    "evaluation": "of task=evaluate",
+    "precision_choice": "of precision=auto",
     "speedup_same_precision": "fp32 is eager's own precision",
     "memory.device_peak_bytes": "a CPU has no memory of its own",
 }
