@@ -69,7 +69,7 @@ class Model:
         self._every = round(1 / shadow) if shadow else 0
         self._calls = itertools.count(1)
         self._switched_off = performance_monitor.monitor(f"inference/{EAGER}")(self._eager)
-        self._shadowed = {"calls": 0, "disagreements": 0, "worst": 0.0}
+        self._shadowed = {"calls": 0, "disagreements": 0, "failed": 0, "worst": 0.0}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; whatever only the compiled form would raise is answered by the next rung.
@@ -199,8 +199,10 @@ class Model:
 
             far, problem = compared(answer, self._eager(*args, **kwargs))
             limit = _limit(self._context)
-        except Exception:
-            logger.exception("shadow: eager could not be compared")
+        except Exception as error:  # noqa: BLE001 - the user's module may raise anything; the caller has an answer
+            self._shadowed["failed"] += 1
+            if self._shadowed["failed"] == 1:
+                self._context.warn(f"shadow: eager can't be compared: {type(error).__name__}: {error}")
             return answer
         self._shadowed["calls"] += 1
         self._shadowed["worst"] = max(self._shadowed["worst"], far)

@@ -366,6 +366,20 @@ def test_a_module_of_one_batch_size_is_compiled_for_that(store, caplog):
     assert torch.equal(model(torch.ones(4, 3)), torch.full((4, 3), 2.0))
 
 
+def test_a_shadow_that_fails_costs_no_call_and_is_counted_and_said(tmp_path, monkeypatch):
+    with app.session("mode=eager", cache={"dir": str(tmp_path)}):
+        model = app.load("model=linear", shadow=1.0)
+
+    def fails(*_):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(model, "_eager", fails)
+    for _ in range(3):
+        assert model(torch.zeros(2, 768)).shape == (2, 5)
+    assert (model.stats()["shadow"]["failed"], model.stats()["shadow"]["calls"]) == (3, 0)
+    assert model.info["warnings"] == ["shadow: eager can't be compared: RuntimeError: no memory"]
+
+
 def test_background_is_refused_for_a_live_module(tmp_path):
     with pytest.raises(ConfigError, match="a live one is compiled here"):
         app.compile_model(Branches(), torch.ones(2), "cache.on_miss=background", f"cache.dir={tmp_path}")
