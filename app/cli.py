@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from filelock import Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
@@ -47,7 +48,10 @@ _OF_THE_SWEEP = ("hydra.mode", "hydra.sweep.", "hydra.sweeper", "hydra.launcher"
 
 # Here, since a launcher's worker imports this module and nothing else of the program.
 register()
-OmegaConf.register_new_resolver("app.sweep_dir", sweep.folder_for, use_cache=True, replace=True)
+# Absolute, since the machines that a launcher takes jobs to may stand in another directory.
+OmegaConf.register_new_resolver(
+    "app.sweep_dir", lambda *words: str(Path(sweep.folder_for(*words)).absolute()), use_cache=True, replace=True
+)
 
 
 def main() -> NoReturn:
@@ -63,11 +67,11 @@ def _guarded() -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and does not print and exit 1 by itself
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        _expand()
+        code = _expand()
         if _planned:
             return sweep.run(_planned)
         if _fleet:
-            return _fleet[0].finish(None)
+            return _fleet[0].finish(code)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return _complain(ConfigError.exit_code, ConfigError.stage, explain_composition(error))
     except OSError as error:
@@ -77,21 +81,29 @@ def _guarded() -> int:
     return _codes[0] if _codes else 0
 
 
-def _expand() -> None:
-    """Let Hydra call `task` for each job, here or elsewhere."""
+def _expand() -> int | None:
+    """Let Hydra call `task` for each job, here or elsewhere; the exit code where that was cut short."""
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
-    except (HydraException, OmegaConfBaseException, AppError):
-        raise
-    except KeyboardInterrupt as stop:
+        _launch()
+    except (KeyboardInterrupt, SystemExit) as stop:  # Ray makes the latter of SIGTERM
         if not _fleet:
             raise
         if not _fleet[0].is_over:
-            sys.exit(_fleet[0].finish(TERMINATED if isinstance(stop, TerminatedError) else INTERRUPTED))
-    except Exception:  # a launcher's own, whatever that is
+            return INTERRUPTED if type(stop) is KeyboardInterrupt else TERMINATED
+    return None
+
+
+def _launch() -> None:
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    except Exception as error:  # a launcher's own, whatever that is
         if not _fleet:
             raise
-        logger.warning("the launcher failed; what its jobs left is summed up", exc_info=True)
+        if isinstance(error, HydraException | OmegaConfBaseException):  # so no job was launched
+            _fleet[0].stop()
+            raise
+        logger.warning("the launcher failed; what it has begun is waited for", exc_info=True)
+        _fleet[0].outlast()
 
 
 class Sweeping(Callback):
@@ -101,9 +113,15 @@ class Sweeping(Callback):
         """Watch the sweep, unless its jobs will run here."""
         if _runs_here(config.hydra):
             return
-        folder = Path(config.hydra.sweep.dir).absolute()
-        options = sweep_options(config)
-        _fleet.append(Fleet(folder, _jobs_of(config.hydra), options, as_json=config.output == "json"))
+        folder = Path(config.hydra.sweep.dir)
+        try:  # what is raised here, Hydra turns into a warning
+            _fleet.append(
+                Fleet(folder, _jobs_of(config.hydra), sweep_options(config), as_json=config.output == "json")
+            )
+        except ConfigError as error:
+            sys.exit(_complain(error.exit_code, error.stage, error.message))
+        except Timeout:
+            sys.exit(_complain(1, "sweep", f"{folder} is being worked on by another process"))
 
 
 def _jobs_of(hydra_config: HydraConf) -> list[list[str]]:
@@ -158,7 +176,7 @@ def _plan(config: DictConfig, hydra_config: HydraConf) -> Planned:
         settings = None  # the job itself will say so
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     options = sweep_options(config)
-    job = Job(num, folder, overrides, arguments, options.timeout_s)
+    job = Job(num, folder, overrides, arguments, options.timeout_s, hydra_config.runtime.cwd)
     return Planned(job, Path(hydra_config.sweep.dir).absolute(), options, resolved, settings)
 
 

@@ -540,8 +540,10 @@ class SweepConfig:
         None, "for a launcher whose machines share no folder: where jobs copy their records to, an fsspec URL"
     )
     workers: int | None = steers(None, "compiling jobs side by side; null is one a core; what is timed runs alone")
+    lost_after_s: float = steers(60.0, "how long a launcher's job may show no sign of life before it counts as lost")
 
     def __post_init__(self) -> None:
+        require("sweep.lost_after_s", self.lost_after_s, self.lost_after_s > 0, "above 0")
         require("sweep.timeout_s", self.timeout_s, self.timeout_s is None or self.timeout_s > 0, "above 0, or null")
         require("sweep.workers", self.workers, self.workers is None or self.workers >= 1, "at least 1, or null")
 

@@ -1,12 +1,18 @@
-"""Fleet: the jobs of a sweep that a launcher takes elsewhere, watched by the files that they write."""
+"""Fleet: the jobs of a sweep that a launcher takes elsewhere, watched by the files that they write.
+
+Whatever the launcher knows of its jobs, it tells late or never. So each job has a supervisor beside it, wherever it
+runs, that writes its record and a heartbeat into the sweep's folder; the process that launched them reads these.
+"""
 
 from __future__ import annotations
 
-import _thread
+import logging
 import math
+import signal
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -20,7 +26,7 @@ from .progress import JobsProgress
 from .record import Record, RunError
 from .sweep import LOCK, Planned, State, finish, good_record, listed
 
-LOST_AFTER_S = 60.0  # without a sign of life; a job's supervisor gives one every jobs.BEAT_S
+logger = logging.getLogger(__name__)
 
 
 def run_one(planned: Planned) -> float:
@@ -30,11 +36,13 @@ def run_one(planned: Planned) -> float:
         The median latency in ms of what serves the largest batch size, for a sweeper to minimise; infinity where the
         job failed, or measured none.
     """
-    record = good_record(planned)
-    if record is None:
-        ((_, record),) = jobs.run([planned.job], workers=1, on_start=lambda _: None)
-    if planned.options.collect is not None:
-        collect.put(planned.job.folder, planned.options.collect, str(planned.job.num))
+    folder, options = planned.job.folder, planned.options
+    with FileLock(folder / LOCK):  # of an interrupted sweep, the same job may still be running elsewhere
+        record = good_record(planned)
+        if record is None:
+            ((_, record),) = jobs.run([planned.job], workers=1, on_start=lambda _: None)
+    if options.collect is not None:
+        collect.put(folder, options.collect, str(planned.job.num))
     latencies = (record.latency_ms or {}).get("eager" if record.rung == EAGER else "compiled", {})
     if record.status != "ok" or not latencies:
         return math.inf
@@ -42,74 +50,130 @@ def run_one(planned: Planned) -> float:
 
 
 class Fleet:
-    """A sweep whose jobs run wherever a launcher takes them: watched by the files they write, then summed up."""
+    """A sweep whose jobs run wherever a launcher takes them: watched by the files they write, then summed up.
+
+    The main thread is the launcher's. Once every job has ended or vanished and the launcher does not notice, it is
+    interrupted, as by Ctrl-C, and `is_over` is set.
+    """
 
     def __init__(
         self, folder: Path, overrides: Sequence[Sequence[str]], options: SweepConfig, *, as_json: bool
     ) -> None:
-        """Begin to watch; `overrides` has one entry a job, and none where a sweeper makes them up as it goes."""
+        """Begin to watch; `overrides` has one entry a job, and none where a sweeper makes them up as it goes.
+
+        Raises:
+            filelock.Timeout: another process works on the same sweep.
+        """
+        self.is_over = False
         self._folder, self._options, self._as_json = folder, options, as_json
         self._jobs = [Job(num, folder / str(num), tuple(words), ()) for num, words in enumerate(overrides)]
-        self._ended: set[int] = set()
+        self._is_listed = bool(self._jobs)
         self._signs: dict[int, tuple[float, float]] = {}  # of each job: its last sign of life, and when it was seen
-        self.is_over = False
-        self._stop = threading.Event()
+        self._ended: set[int] = set()
+        self._launcher_failed, self._stop = False, threading.Event()
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / LOCK, timeout=0)
         self._lock.acquire()
+        for path in folder.glob(f"*/{RECORD}"):
+            with suppress(ValueError):
+                if Record.load(path).status == "failed":  # an earlier attempt's, which counts no longer
+                    path.unlink()
         self._state = State(jobs=listed(self._jobs, folder))
         self._state.save(folder)
+        if options.fail_fast or options.compile_first:
+            logger.warning("sweep.fail_fast and sweep.compile_first are not for a launcher's jobs: they are ignored")
         self._progress = JobsProgress(Console(stderr=True), self._jobs, {})
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
+    def outlast(self) -> None:
+        """Wait for what runs although the launcher has given up; interrupts this thread when that is over."""
+        self._launcher_failed = True
+        self._thread.join()
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._stop.set()
+        with suppress(KeyboardInterrupt):  # the watch's own, sent in the same moment
+            self._thread.join()
+
     def finish(self, code: int | None) -> int:
         """Stop watching, and write the summary; `code` says why the jobs didn't all run. Returns the exit code."""
-        self._stop.set()
-        self._thread.join()
+        self.stop()
         if self._options.collect is not None:
             collect.get(self._options.collect, self._folder)
-        if not self._jobs:
-            found = sorted(self._folder.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
-            made = [(path.parent, tuple(Record.load(path).overrides)) for path in found]
-            self._state.jobs = listed([Job(num, *each, ()) for num, each in enumerate(made)], self._folder)
-        self._state.status = "complete" if code is None else "interrupted"
+        self._discover()
+        self._state.jobs = listed(self._jobs, self._folder)
+        for job in self._jobs:
+            self._look_at(job)
+        for job in self._jobs:
+            if job.num in self._silent() - self._ended:
+                self._give_up(job)
+        is_complete = code is None and all((job.folder / RECORD).exists() for job in self._jobs)
+        self._state.status = "complete" if is_complete else "interrupted"
         try:
             return finish(self._state, self._folder, code, as_json=self._as_json)
         finally:
             self._lock.release()
 
     def _watch(self) -> None:
+        pause = 1.0
         with self._progress:
-            while not self._stop.wait(1.0):
+            while not self._stop.wait(pause):
+                began = time.monotonic()
+                self._discover()
                 for job in self._jobs:
-                    if job.num not in self._ended:
-                        self._look_at(job)
-                is_over = self._jobs and len(self._ended) == len(self._jobs) and self._options.collect is None
-                if is_over and self._stop.wait(GRACE_S):  # the launcher knows of it too
-                    return
-                if is_over:  # it waits for a job that has vanished
+                    self._look_at(job)
+                pause = max(1.0, 10 * (time.monotonic() - began))  # however many jobs, and however slow the disk
+                if self._is_quiet() and not self._stop.wait(GRACE_S):
                     self.is_over = True
-                    _thread.interrupt_main()
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
 
+    def _discover(self) -> None:
+        """Take in the jobs that a sweeper has made up meanwhile."""
+        if self._is_listed:
+            return
+        known = {job.folder for job in self._jobs}
+        found = sorted(self._folder.glob(f"*/{RECORD}"), key=lambda path: (len(path.parent.name), path.parent.name))
+        for path in found:
+            with suppress(OSError, ValueError):
+                if path.parent not in known:
+                    words = tuple(Record.load(path).overrides)
+                    self._jobs.append(Job(len(self._jobs), path.parent, words, ()))
+
     def _look_at(self, job: Job) -> None:
-        try:
-            sign = max(
-                (job.folder / name).stat().st_mtime for name in (HEARTBEAT, RECORD) if (job.folder / name).exists()
-            )
+        """Notice whether a job has shown life since the last look, and whether it has ended."""
+        times = []
+        for name in (HEARTBEAT, RECORD):
+            with suppress(OSError):
+                times.append((job.folder / name).stat().st_mtime)
+        # by the clock of whoever writes the file, so it is compared with itself only
+        if not times or max(times) == self._signs.get(job.num, (0.0,))[0]:
+            return
+        with suppress(OSError, ValueError):
             record = Record.load(job.folder / RECORD)
-        except (OSError, ValueError):
-            return  # it has not begun
-        last, since = self._signs.get(job.num, (0.0, 0.0))
-        if sign != last:  # by the clock of whoever writes the file, so it is compared with itself only
-            self._signs[job.num] = sign, time.monotonic()
-        elif record.status == "running" and time.monotonic() - since > LOST_AFTER_S:
-            record.status = "failed"
-            record.error = RunError("Lost", record.stage or "start", f"no sign of life for {LOST_AFTER_S:g} s")
+            if record.status == "running":
+                self._ended.discard(job.num)  # begun again, as clusters do with the jobs of a machine that is lost
+                self._progress.started(job)
+            else:
+                self._ended.add(job.num)
+                self._progress.ended(job, record)
+        self._signs[job.num] = max(times), time.monotonic()
+
+    def _silent(self) -> set[int]:
+        now = time.monotonic()
+        return {num for num, (_, seen) in self._signs.items() if now - seen > self._options.lost_after_s}
+
+    def _is_quiet(self) -> bool:
+        """Whether nothing more is to be expected; what has not begun yet is, for as long as the launcher waits."""
+        if self._launcher_failed:
+            return len(self._silent()) == len(self._signs)
+        return self._is_listed and len(self._ended | self._silent()) == len(self._jobs)
+
+    def _give_up(self, job: Job) -> None:
+        with suppress(OSError, ValueError):
+            record = Record.load(job.folder / RECORD)
+            reason = f"no sign of life for {self._options.lost_after_s:g} s: its machine is gone, or out of reach"
+            record.status, record.error = "failed", RunError("Lost", record.stage or "start", reason)
             record.save(job.folder / RECORD)
-        if record.status == "running":
-            self._progress.started(job)
-        else:
-            self._ended.add(job.num)
-            self._progress.ended(job, record)

@@ -30,13 +30,17 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 @dataclass(frozen=True)
 class Job:
-    """One command line: its number, where it writes, what tells it apart, and the words after `python -m app`."""
+    """One command line: its number, where it writes, what tells it apart, and the words after `python -m app`.
+
+    `directory` is where it runs, if there is one of that name.
+    """
 
     num: int
     folder: Path
     overrides: tuple[str, ...]
     arguments: tuple[str, ...]
     timeout_s: float | None = None
+    directory: str | None = None
 
     @property
     def label(self) -> str:
@@ -58,6 +62,7 @@ class Supervised:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=job.directory if job.directory and Path(job.directory).is_dir() else None,
                 start_new_session=True,  # a process group of its own, killed as one; Ctrl-C is not meant for it
             )
 
@@ -119,7 +124,9 @@ class Supervised:
         return name, f"killed by {name}{oom}"
 
 
-def run(jobs: Sequence[Job], *, workers: int, on_start: Callable[[Job], None]) -> Generator[tuple[Job, Record], None, None]:
+def run(
+    jobs: Sequence[Job], *, workers: int, on_start: Callable[[Job], None]
+) -> Generator[tuple[Job, Record], None, None]:
     """Run jobs, at most `workers` side by side; yields each as it ends, with its record.
 
     When the caller goes away (closes the iterator, is interrupted), what runs is terminated, and then killed.
