@@ -187,7 +187,8 @@ class Record:
     """
 
     schema: int = SCHEMA
-    status: Literal["ok", "failed"]
+    status: Literal["ok", "failed", "running"]
+    stage: str | None = None  # of a run that is under way, or that died before it could say so
     error: RunError | None = None
     model: str | None = None
     mode: str | None = None
