@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import jinja2
 
 from . import plot, rows, summary
 from .console import figure
-from .rows import EAGER, SERVING, Row, Timing
+from .rows import SERVING, Row, Timing
 
 if TYPE_CHECKING:
     from .summary import Summary
@@ -87,7 +87,8 @@ def html(found: Summary) -> str:
 
 def _cells(row: Row, batch: str, timing: Timing | None) -> dict[str, Cell]:
     """The table's columns and what this line has in them; a number is sorted by its value."""
-    latency, interval = (timing.latency_ms, timing.interval or [None, None]) if timing else (None, [None, None])
+    latency = timing.latency_ms if timing else None
+    low, high = timing.interval if timing and timing.interval else (None, None)
     calls, seen = timing.break_even_calls if timing else None, row.evaluation
     distance = None if row.rel_l2 is None else f"{row.rel_l2:.1e}"
     return {
@@ -103,8 +104,8 @@ def _cells(row: Row, batch: str, timing: Timing | None) -> dict[str, Cell]:
         "p50 ms": _number(latency.p50 if latency else None),
         "p99 ms": _number(latency.p99 if latency else None),
         "Speed-up": _number(timing.speedup if timing else None),
-        "Low": _number(interval[0]),
-        "High": _number(interval[1]),
+        "Low": _number(low),
+        "High": _number(high),
         "Rows a second": _number(timing.throughput_per_s if timing else None),
         "Break-even calls": (calls, "" if calls is None else f"{calls:,}"),
         "Make, s": _number(row.make_s),
@@ -125,12 +126,12 @@ def _number(value: float | None) -> Cell:
 
 def _choices(lines: Sequence[Line]) -> dict[str, list[str]]:
     """What the table can be narrowed to."""
-    values = {
+    values: dict[str, set[str]] = {
         "model": {line.row.model or "" for line in lines},
         "batch": {line.batch for line in lines},
         "status": {line.row.status for line in lines},
     }
-    return {name: sorted(filter(None, found), key=rows.by_size) for name, found in values.items()}
+    return {name: sorted((value for value in found if value), key=rows.by_size) for name, found in values.items()}
 
 
 def _sections(found: Summary) -> Iterator[Section]:
@@ -154,25 +155,28 @@ def _figures(runs: list[Row]) -> Iterator[Figure]:
     batches = [batch for _, batch, _ in timings]
     batch = max(batches, key=lambda each: (batches.count(each), rows.by_size(each)), default="")
     served = [(row, each) for row, size, each in timings if size == batch and each.runner in SERVING and each.speedup]
-    yield from _scatter(
+    yield from _lines(
         f"Compile time against speed-up, batch {batch}",
         "Right and low is good: much gained for little compiling. Break-even calls are in the table.",
         ("speed-up over eager fp32", "making the artifact, s"),
-        {row.label: [(timing.speedup or 0.0, row.make_s)] for row, timing in served if row.make_s},
+        {row.label: [(timing.speedup, row.make_s)] for row, timing in served if row.make_s},
         log=(False, True),
+        dots=True,
     )
-    yield from _scatter(
+    yield from _lines(
         f"Accuracy against speed, batch {batch}",
         "Right and low is good. The distance is the worst case's relative L2 from the verification's reference.",
         ("speed-up over eager fp32", "relative L2"),
-        {row.label: [(timing.speedup or 0.0, row.rel_l2)] for row, timing in served if row.rel_l2},
+        {row.label: [(timing.speedup, row.rel_l2)] for row, timing in served if row.rel_l2},
         log=(False, True),
+        dots=True,
     )
-    yield from _scatter(
+    yield from _lines(
         "Metric against speed, over the evaluation's rows",
         "Right and low is good: rows a second over eager's, and how far the metric drops.",
         ("rows a second over eager fp32", "metric drop"),
         dict(_evaluated(runs)),
+        dots=True,
     )
     yield from _starts([row for row in runs if row.start_s is not None])
     yield from _bars(
@@ -188,21 +192,27 @@ def _figures(runs: list[Row]) -> Iterator[Figure]:
 
 
 def _latencies(timings: list[Found]) -> Iterator[Figure]:
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row, batch, timing in sorted(timings, key=lambda item: item[2].latency_ms.p50):
+    medians: dict[str, list[tuple[float, float]]] = {}
+    speedups: dict[str, list[tuple[float, float]]] = {}
+    for row, batch, timing in sorted(timings, key=lambda item: -(item[2].speedup or 1.0)):
         if batch.isdecimal():
-            lines.setdefault(row.label, []).append((int(batch), timing.latency_ms.p50))
-    if any(timing.runner in SERVING for _, _, timing in timings) and not any(
-        row.mode == EAGER for row, _, _ in timings
-    ):
-        eager = {batch: timing.eager_ms.p50 for _, batch, timing in timings if timing.eager_ms}
-        lines["eager fp32"] = [(int(batch), p50) for batch, p50 in eager.items() if batch.isdecimal()]
-    shown = {name: sorted(line) for name, line in list(lines.items())[:MAX_SERIES]}
-    if any(shown.values()):
-        drawn = plot.line_plot("Latency by batch size", "batch size", "median, ms", shown, log=True, bare=True)
-        yield Figure(
-            "Latency by batch size", f"Medians; both axes are logarithmic.{_left_out(lines)}", drawn, list(shown)
-        )
+            medians.setdefault(row.label, []).append((int(batch), timing.latency_ms.p50))
+            if timing.speedup:
+                speedups.setdefault(row.label, []).append((int(batch), timing.speedup))
+    yield from _lines(
+        "Latency by batch size",
+        "Medians; both axes are logarithmic. A call takes longer beside others than alone, so compare speed-ups.",
+        ("batch size", "median, ms"),
+        medians,
+        log=True,
+    )
+    yield from _lines(
+        "Speed-up by batch size",
+        "Over eager in fp32, measured in turn with it.",
+        ("batch size", "speed-up over eager fp32"),
+        speedups,
+        log=(True, False),
+    )
     for number, batch in enumerate(sorted({batch for _, batch, _ in timings}, key=rows.by_size)):
         fastest = sorted((item for item in timings if item[1] == batch), key=lambda item: item[2].latency_ms.p50)
         taken = {row.label: row.samples(timing.runner, batch) for row, _, timing in fastest[:MAX_SERIES]}
@@ -251,13 +261,20 @@ def _evaluated(runs: list[Row]) -> Iterator[tuple[str, list[tuple[float, float]]
                 yield row.label, [(served / eager, row.evaluation.metric_drop)]
 
 
-def _scatter(
-    title: str, note: str, axes: tuple[str, str], points: Any, log: tuple[bool, bool] | bool = False
+def _lines(
+    title: str,
+    note: str,
+    axes: tuple[str, str],
+    lines: Mapping[str, plot.Points],
+    *,
+    log: bool | tuple[bool, bool] = False,
+    dots: bool = False,
 ) -> Iterator[Figure]:
-    shown = dict(list(points.items())[:MAX_SERIES])
+    """A plot of what there is, if there is anything."""
+    shown = {name: sorted(points) for name, points in list(lines.items())[:MAX_SERIES]}
     if shown:
-        svg = plot.line_plot(title, *axes, shown, log=log, dots=True, bare=True)
-        yield Figure(title, note + _left_out(points), svg, list(shown))
+        svg = plot.line_plot(title, *axes, shown, log=log, dots=dots, bare=True)
+        yield Figure(title, note + _left_out(lines), svg, list(shown))
 
 
 def _bars(title: str, note: str, bars: dict[str, dict[str, float]], unit: str) -> Iterator[Figure]:

@@ -174,7 +174,7 @@ def _axis(values: Sequence[float], *, is_log: bool) -> _Axis:
     if not is_log:
         return _Axis(-_round_up(-low) if low < 0 else 0.0, _round_up(high), is_log=False)
     start = 1 / _round_up(1 / low)
-    return _Axis(start, max(_round_up(high), start * 2), is_log=True)
+    return _Axis(start, max(_round_up(high), start * 10), is_log=True)
 
 
 def _document(title: str, width: int, height: int, parts: Sequence[str]) -> str:
