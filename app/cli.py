@@ -7,30 +7,47 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from .compose import explain_composition, register, typed
+from . import sweep
+from .compose import explain_composition, register, sweep_options, typed
 from .composed import conf_dir
 from .config import Settings
 from .context import Context
-from .errors import AppError, ConfigError, OutputError
+from .errors import AppError, ConfigError, OutputError, TerminatedError
+from .fleet import Fleet, run_one
+from .jobs import RECORD, Job
 from .monitor.export import monitored
 from .progress import Phases
 from .record import Record, RunError, now
+from .sweep import Planned
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED, TERMINATED, SWEEP_FAILED = 130, 143, 4
+INTERRUPTED, TERMINATED = 130, 143
+# A sweep's jobs are known only when Hydra has named them all; until then those that will run here wait in this list.
+_planned: list[Planned] = []
+_codes: list[int] = []
+_fleet: list[Fleet] = []  # at most one: the sweep whose jobs run elsewhere
+# Hydra's words that say how a sweep is made, and not what a job of it is.
+_OF_THE_SWEEP = ("hydra.mode", "hydra.sweep.", "hydra.sweeper", "hydra.launcher", "hydra/launcher", "hydra/sweeper")
+
+# Here, since a launcher's worker imports this module and nothing else of the program.
+register()
+OmegaConf.register_new_resolver("app.sweep_dir", sweep.folder_for, use_cache=True, replace=True)
 
 
 def main() -> NoReturn:
@@ -38,45 +55,111 @@ def main() -> NoReturn:
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)  # as `python -m app` has it: model.target may lie in this directory
-    register()
-    codes: list[int] = []
-
-    def task(config: DictConfig) -> None:
-        codes.append(run_job(config))
-
-    sys.exit(_outcome(_guarded(task), codes))
+    sys.exit(_guarded())
 
 
-def _guarded(task: Callable[[DictConfig], None]) -> int:
-    """Run Hydra with the task; the exit code of what goes wrong outside of any job."""
+def _guarded() -> int:
+    """Run what the command says; the exit code, of what goes wrong outside of any job too."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and does not print and exit 1 by itself
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+        _expand()
+        if _planned:
+            return sweep.run(_planned)
+        if _fleet:
+            return _fleet[0].finish(None)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return _complain(ConfigError.exit_code, ConfigError.stage, explain_composition(error))
     except OSError as error:
         return _complain(OutputError.exit_code, OutputError.stage, f"the run directory can't be written: {error}")
     except KeyboardInterrupt:
         return INTERRUPTED
-    return 0
+    return _codes[0] if _codes else 0
+
+
+def _expand() -> None:
+    """Let Hydra call `task` for each job, here or elsewhere."""
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    except (HydraException, OmegaConfBaseException, AppError):
+        raise
+    except KeyboardInterrupt as stop:
+        if not _fleet:
+            raise
+        if not _fleet[0].is_over:
+            sys.exit(_fleet[0].finish(TERMINATED if isinstance(stop, TerminatedError) else INTERRUPTED))
+    except Exception:  # a launcher's own, whatever that is
+        if not _fleet:
+            raise
+        logger.warning("the launcher failed; what its jobs left is summed up", exc_info=True)
+
+
+class Sweeping(Callback):
+    """Hydra's news of a sweep, before its jobs are taken away."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Watch the sweep, unless its jobs will run here."""
+        if _runs_here(config.hydra):
+            return
+        folder = Path(config.hydra.sweep.dir).absolute()
+        options = sweep_options(config)
+        _fleet.append(Fleet(folder, _jobs_of(config.hydra), options, as_json=config.output == "json"))
+
+
+def _jobs_of(hydra_config: HydraConf) -> list[list[str]]:
+    """The overrides of each job, as Hydra's own sweeper makes them; none of another's: they may depend on results."""
+    if not _is_basic("Sweeper", hydra_config.sweeper):
+        return []
+    params = [f"{name}={value}" for name, value in (hydra_config.sweeper.params or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*params, *hydra_config.overrides.task])
+    return BasicSweeper.split_arguments(parsed, None)[0]
+
+
+def _runs_here(hydra_config: HydraConf) -> bool:
+    return _is_basic("Launcher", hydra_config.launcher) and _is_basic("Sweeper", hydra_config.sweeper)
+
+
+def _is_basic(kind: str, plugin: Any) -> bool:
+    return str(plugin._target_).endswith(f".Basic{kind}")
 
 
 def _terminate(*_: object) -> NoReturn:
-    raise _TerminatedError
+    raise TerminatedError
 
 
-class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM; a KeyboardInterrupt, so that everything that cleans up after Ctrl-C does so after this."""
+def task(config: DictConfig) -> float | None:
+    """What Hydra calls for each job: runs the only one here, and a sweep's in processes of their own.
+
+    Returns:
+        For a sweeper that asks, what it may minimise: the latency that `fleet.run_one` found.
+    """
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode is not RunMode.MULTIRUN:
+        _codes.append(run_job(config))
+        return None
+    planned = _plan(config, hydra_config)
+    if _runs_here(hydra_config):
+        _planned.append(planned)
+        return None
+    return run_one(planned)
 
 
-def _outcome(outside: int, codes: list[int]) -> int:
-    if outside or not codes:
-        return outside
-    stopped = [code for code in codes if code in (INTERRUPTED, TERMINATED)]
-    if len(codes) == 1 or stopped:
-        return stopped[0] if stopped else codes[0]
-    return SWEEP_FAILED if any(codes) else 0
+def _plan(config: DictConfig, hydra_config: HydraConf) -> Planned:
+    """The job as a command line of its own."""
+    num, folder = int(hydra_config.job.num), Path(hydra_config.runtime.output_dir)
+    hydras = [word for word in hydra_config.overrides.hydra if not word.lstrip("+~").startswith(_OF_THE_SWEEP)]
+    own = [f"hydra.run.dir={folder}", f"hydra.job.num={num}", f"hydra.job.id={num}", "hydra.mode=RUN"]
+    given = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
+    overrides = tuple(hydra_config.overrides.task)
+    arguments = (*(f"--config-dir={path}" for path in given), *overrides, *hydras, *own)
+    try:
+        settings = typed(config)
+    except ConfigError:
+        settings = None  # the job itself will say so
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    options = sweep_options(config)
+    job = Job(num, folder, overrides, arguments, options.timeout_s)
+    return Planned(job, Path(hydra_config.sweep.dir).absolute(), options, resolved, settings)
 
 
 def _complain(code: int, stage: str, text: str) -> int:
@@ -89,24 +172,25 @@ def run_job(config: DictConfig) -> int:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     record = Record(
-        status="failed",
+        status="running",
         task="unknown",
         overrides=list(hydra_config.overrides.task),
         run_dir=str(folder),
         created_at=now(),
         command=sys.argv,
     )
-    errors = Console(stderr=True)
-    with Phases(errors) as phases:
-        code = _attempt(config, folder, record, phases)
-    record.phases_s = phases.seconds
+
+    def save(stage: str | None, *, durable: bool = False) -> None:
+        record.stage, record.phases_s = stage, phases.seconds
+        record.save(folder / RECORD, durable=durable)
+
     try:
-        record.save(folder / "record.json")
+        with Phases(Console(stderr=True), on_begin=save) as phases:  # whatever the process dies of, its stage is told
+            code = _attempt(config, folder, record, phases)
+        save(None, durable=True)
     except OutputError as error:
         return _complain(error.exit_code, error.stage, error.message)
     _show(config, record)
-    if code in (INTERRUPTED, TERMINATED) and hydra_config.mode is RunMode.MULTIRUN:
-        raise KeyboardInterrupt  # the jobs after this one are not wanted either
     return code
 
 
@@ -124,7 +208,7 @@ def _attempt(config: DictConfig, folder: Path, record: Record, phases: Phases) -
             tasks.run(context)
     except AppError as error:
         return _failed(config, record, error.exit_code, RunError(type(error).__name__, error.stage, error.message))
-    except _TerminatedError:
+    except TerminatedError:
         return _failed(config, record, TERMINATED, RunError("SIGTERM", _stage(phases), "terminated"))
     except KeyboardInterrupt:
         return _failed(config, record, INTERRUPTED, RunError("KeyboardInterrupt", _stage(phases), "interrupted"))
@@ -145,7 +229,7 @@ def _stage(phases: Phases) -> str:
 
 
 def _failed(config: DictConfig, record: Record, code: int, error: RunError) -> int:
-    record.error = error
+    record.status, record.error = "failed", error
     logger.debug("failed", exc_info=sys.exc_info())  # the run's log file has the traceback
     if config.get("debug"):
         traceback.print_exc()

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from .config import DimConfig, InputConfig, Settings, user_cache_dir
+from .config import DimConfig, InputConfig, Settings, SweepConfig, user_cache_dir
 from .errors import ConfigError
 
 
@@ -140,6 +140,17 @@ def typed(config: DictConfig | Mapping[str, Any]) -> Settings:
         raise ConfigError(explain(error)) from error
     assert isinstance(settings, Settings)
     return settings
+
+
+def sweep_options(config: DictConfig) -> SweepConfig:
+    """How a sweep is run, of a config whose other parts may be invalid.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    found = OmegaConf.to_object(config.sweep)
+    assert isinstance(found, SweepConfig)
+    return found
 
 
 def explain(error: BaseException) -> str:

@@ -527,6 +527,26 @@ class TaskConfig:
 
 
 @dataclass(frozen=True)
+class SweepConfig:
+    """How the jobs of one `-m` command are run; a job itself sees none of it."""
+
+    resume: str = steers(
+        AUTO, "auto: go on with this command's newest sweep that isn't complete; never; or a sweep's folder"
+    )
+    fail_fast: bool = steers(False, "stop at the first job that fails")
+    timeout_s: float | None = steers(3600.0, "seconds after which a job is stopped and counts as failed, or null")
+    compile_first: bool = steers(False, "compile for all jobs side by side, then measure one by one")
+    collect: str | None = steers(
+        None, "for a launcher whose machines share no folder: where jobs copy their records to, an fsspec URL"
+    )
+    workers: int | None = steers(None, "compiling jobs side by side; null is one a core; what is timed runs alone")
+
+    def __post_init__(self) -> None:
+        require("sweep.timeout_s", self.timeout_s, self.timeout_s is None or self.timeout_s > 0, "above 0, or null")
+        require("sweep.workers", self.workers, self.workers is None or self.workers >= 1, "at least 1, or null")
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that a run is told, one attribute a config group."""
 
@@ -547,6 +567,7 @@ class Settings:
     measure: MeasureConfig = steers(MeasureConfig, "how it is measured")
     runtime: RuntimeConfig = steers(RuntimeConfig, "the serving process")
     monitor: MonitorConfig = steers(MonitorConfig, "how calls are counted and timed")
+    sweep: SweepConfig = steers(SweepConfig, "how a sweep's jobs run")
     device: str = factor("auto", "auto, cpu, cuda or cuda:N")
     target: str = factor(
         "native", "the processors it is for: native (those with this one's flags), or x86-64-v2 to v4"

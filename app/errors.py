@@ -20,6 +20,10 @@ class AppError(Exception):
         return str(self.args[0]) if self.args else type(self).__name__
 
 
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM; a KeyboardInterrupt, so that everything that cleans up after Ctrl-C does so after this."""
+
+
 class ConfigError(AppError):
     """A value in the config that can't be right, with the valid choices in the message."""
 

@@ -1,14 +1,17 @@
-"""Phases: how long each part of a run takes, shown while it works."""
+"""Progress: how long each phase of a run takes, and how far a sweep's jobs are, shown while they work."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from .jobs import Job
+from .record import Record
 
 
 class Phases:
@@ -17,9 +20,9 @@ class Phases:
     On a terminal it is one live line; elsewhere each phase prints a plain line as it begins.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, on_begin: Callable[[str], None] = lambda _: None) -> None:
         self.seconds: dict[str, float] = {}
-        self._console = console
+        self._console, self._on_begin = console, on_begin
         self.current: str | None = None
         self.last: str | None = None
         self._since = self._began = self._updated = time.perf_counter()
@@ -59,6 +62,7 @@ class Phases:
         """End the current phase and begin another; the same one again is no news."""
         self._close()
         quiet = quiet or (name == self.last and not about)
+        self._on_begin(name)
         self.current, self._since = name, time.perf_counter()
         if self._live is not None and not still:
             self._live.start()
@@ -88,3 +92,67 @@ class Phases:
     def _hide(self) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+class JobsProgress:
+    """What a sweep shows while it runs: a line for each job that ends; on a terminal also what runs and is left."""
+
+    def __init__(self, console: Console, found: Sequence[Job], good: dict[int, Record]) -> None:
+        self._console, self._began, self._total = console, time.monotonic(), len(found)
+        shared = set.intersection(*(set(job.overrides) for job in found)) if len(found) > 1 else set()
+        self._labels = {
+            job.num: " ".join(word for word in job.overrides if word not in shared) or job.label for job in found
+        }
+        self._skipped, self._done, self._failed, self._hits = len(good), len(good), 0, 0
+        self._running: dict[int, str] = {}
+        columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self._live = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._live.add_task("", total=self._total, completed=self._done)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def started(self, job: Job) -> None:
+        """A job begins."""
+        self._running[job.num] = self._labels[job.num]
+        self._show()
+
+    def compiled(self, job: Job) -> None:
+        """A job's artifact is there."""
+        self._running.pop(job.num, None)
+        self._show()
+
+    def ended(self, job: Job, record: Record) -> None:
+        """A job has ended; how, is a line of its own."""
+        self._running.pop(job.num, None)
+        self._done += 1
+        outcome = record.cache.outcome if record.cache else None
+        self._hits += outcome is not None and "hit" in outcome
+        parts = [self._labels[job.num], outcome, record.rung]
+        if record.status != "ok":
+            self._failed += 1
+            error = record.error
+            parts = [self._labels[job.num], f"at {error.stage}: {error.message}" if error else "lost"]
+        word, style = ("ok", "") if record.status == "ok" else ("FAILED", "bold red")
+        text = f"[{time.monotonic() - self._began:7.1f} s] {self._done}/{self._total} {word} "
+        self._live.console.print(
+            text + " · ".join(part for part in parts if part), style=style, markup=False, highlight=False
+        )
+        self._show()
+
+    def _show(self) -> None:
+        finished, left = self._done - self._skipped, self._total - self._done
+        about = [f"{self._failed} failed, {self._hits} hits"]
+        if finished:
+            about.append(f"{_duration(left * (time.monotonic() - self._began) / finished)} left")
+        running = list(self._running.values())
+        about.append(", ".join(running[:2]) + (f" and {len(running) - 2} more" if len(running) > 2 else ""))
+        self._live.update(self._task, completed=self._done, description=" · ".join(part for part in about if part))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

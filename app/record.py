@@ -233,16 +233,20 @@ class Record:
         """
         return json.dumps(structured.encode(self), indent=2, allow_nan=False) + "\n"
 
-    def save(self, path: Path) -> None:
-        """Write the record so that a reader finds all of it or nothing, even after a crash."""
+    def save(self, path: Path, *, durable: bool = True) -> None:
+        """Write the record so that a reader finds all of it or nothing, even after a crash of the machine.
+
+        Without `durable` it outlives a crash of the process only.
+        """
         text = self.to_json()
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             try:
                 with temporary.open("w", encoding="ascii") as file:
                     file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    if durable:
+                        file.flush()
+                        os.fsync(file.fileno())
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
