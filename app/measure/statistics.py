@@ -73,7 +73,7 @@ def speedup(eager: Samples, compiled: Samples) -> Speedup:
 
 
 def quotient(first: Speedup, second: Speedup) -> Speedup:
-    """How many times as fast the first is as the second: speed-ups over one baseline, each measured in turn with it."""
+    """How many times as fast the first is as the second; both are over one baseline, measured in turn with it."""
     ratio = first.ratio / second.ratio
     down = math.hypot(math.log(first.low / first.ratio), math.log(second.high / second.ratio))
     up = math.hypot(math.log(first.high / first.ratio), math.log(second.low / second.ratio))

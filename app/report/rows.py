@@ -154,7 +154,8 @@ def read(directories: Sequence[Path]) -> tuple[list[Row], list[str]]:
                 found[path.parent.resolve()] = _row(path, str(path.parent.relative_to(directory)))
         if not found:
             raise ValueError(f"{directory} holds no record.json, here or below")
-        rows |= found
+        several = f"{directory.name}/" if len(directories) > 1 else ""
+        rows |= {folder: replace(row, job=f"{several}{row.job}") for folder, row in found.items()}
     return list(rows.values()), doubts
 
 
