@@ -124,10 +124,11 @@ def install_for_tests(session: nox.Session) -> None:
 
 
 def check_contents(session: nox.Session, built: Path) -> None:
-    """Fail unless the wheel holds every file of conf/ and the marker of a typed package."""
+    """Fail unless the wheel holds every file of conf/, the page's template, and the marker of a typed package."""
     conf = ROOT / "conf"
     expected = {f"app/conf/{path.relative_to(conf).as_posix()}" for path in conf.rglob("*.yaml")}
-    missing = (expected | {"app/conf/config.yaml", "app/py.typed"}) - set(zipfile.ZipFile(built).namelist())
+    shipped = {"app/conf/config.yaml", "app/py.typed", "app/report/page.html.j2", "app/report/page.js"}
+    missing = (expected | shipped) - set(zipfile.ZipFile(built).namelist())
     if missing:
         session.error(f"{built.name} lacks {', '.join(sorted(missing))}")
 

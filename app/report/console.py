@@ -41,7 +41,7 @@ def render(record: Record, console: Console) -> None:
     if record.status == "failed" and record.evaluation is None:
         error = record.error
         reason = f"at {error.stage}: {error.message}" if error else "for an unknown reason"
-        _print_note(console, "failed", reason)
+        print_note(console, "failed", reason)
         return
     unit = "latency in ms" if record.latency_ms else None
     title = (record.model, record.mode, record.precision, record.device, unit)
@@ -57,9 +57,9 @@ def render(record: Record, console: Console) -> None:
     console.print()
     if record.evaluation:
         for label, text in evaluation.notes(record.evaluation):
-            _print_note(console, label, text)
+            print_note(console, label, text)
     for label, text in _notes(record):
-        _print_note(console, label, text)
+        print_note(console, label, text)
 
 
 def _print_rows(rows: list[dict[str, Any]], console: Console) -> None:
@@ -68,7 +68,7 @@ def _print_rows(rows: list[dict[str, Any]], console: Console) -> None:
         _print_line(console, Text("nothing"))
     if len(rows) == 1:
         for name, value in _flat(rows[0]):
-            _print_note(console, f"{name} ", value)
+            print_note(console, f"{name} ", value)
     if len(rows) > 1:
         plain = [name for name in rows[0] if not any(isinstance(row[name], dict | list) for row in rows)]
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
@@ -263,7 +263,8 @@ def _listed(parts: list[str]) -> str:
     return SEPARATOR.join(part.replace(" ", NBSP) for part in parts).replace(" ·", f"{NBSP}·")
 
 
-def _print_note(console: Console, label: str, text: str) -> None:
+def print_note(console: Console, label: str, text: str) -> None:
+    """Print a label, and a text beside it that may be long, or coloured by a compiler."""
     lines = textwrap.fill(
         re.sub(r"[ \t\r\n]+", " ", Text.from_ansi(text).plain),  # compilers colour their errors
         max(console.width, NARROWEST),
