@@ -14,6 +14,7 @@ import hydra
 from filelock import Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -129,7 +130,8 @@ def _jobs_of(hydra_config: HydraConf) -> list[list[str]]:
     if not _is_basic("Sweeper", hydra_config.sweeper):
         return []
     params = [f"{name}={value}" for name, value in (hydra_config.sweeper.params or {}).items()]
-    parsed = OverridesParser.create().parse_overrides([*params, *hydra_config.overrides.task])
+    loader = GlobalHydra.instance().config_loader()  # glob() asks it for names
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *hydra_config.overrides.task])
     return BasicSweeper.split_arguments(parsed, None)[0]
 
 
