@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from . import sweep
+from . import sweep, tracking
 from .compose import explain_composition, register, sweep_options, typed
 from .composed import conf_dir
 from .config import Settings
@@ -116,13 +116,13 @@ class Sweeping(Callback):
             return
         folder = Path(config.hydra.sweep.dir)
         try:  # what is raised here, Hydra turns into a warning
-            _fleet.append(
-                Fleet(folder, _jobs_of(config.hydra), sweep_options(config), as_json=config.output == "json")
-            )
+            fleet = Fleet(folder, _jobs_of(config.hydra), sweep_options(config), as_json=config.output == "json")
         except ConfigError as error:
             sys.exit(_complain(error.exit_code, error.stage, error.message))
         except Timeout:
             sys.exit(_complain(1, "sweep", f"{folder} is being worked on by another process"))
+        _fleet.append(fleet)
+        fleet.watch()
 
 
 def _jobs_of(hydra_config: HydraConf) -> list[list[str]]:
@@ -210,6 +210,7 @@ def run_job(config: DictConfig) -> int:
         save(None, durable=True)
     except OutputError as error:
         return _complain(error.exit_code, error.stage, error.message)
+    tracking.track(record, folder)
     _show(config, record)
     return code
 

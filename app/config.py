@@ -42,6 +42,7 @@ BATCH = "batch"
 RUNGS = ("cudagraph", "compiled", "jit", "eager")
 PLANS = ("kept", "measure", "off")
 SOURCES = ("none", "digits", "csv", "npz", "jsonl", "custom", "sentences", "workload")
+TRACKERS = ("none", "mlflow")
 JUDGES = ("auto", "argmax", "deviation")
 
 
@@ -549,6 +550,20 @@ class SweepConfig:
 
 
 @dataclass(frozen=True)
+class TrackerConfig:
+    """Which experiment tracker is told of a run."""
+
+    name: str = steers("none", "one of " + ", ".join(TRACKERS))
+    uri: str | None = steers(
+        None, "where it is, as sqlite:///runs.db or http://host:5000; null is what MLFLOW_TRACKING_URI says"
+    )
+    experiment: str = steers("aot-app", "the experiment that runs are filed under")
+
+    def __post_init__(self) -> None:
+        choose("tracker.name", self.name, TRACKERS)
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that a run is told, one attribute a config group."""
 
@@ -570,6 +585,7 @@ class Settings:
     runtime: RuntimeConfig = steers(RuntimeConfig, "the serving process")
     monitor: MonitorConfig = steers(MonitorConfig, "how calls are counted and timed")
     sweep: SweepConfig = steers(SweepConfig, "how a sweep's jobs run")
+    tracker: TrackerConfig = steers(TrackerConfig, "who is told of the run")
     device: str = factor("auto", "auto, cpu, cuda or cuda:N")
     target: str = factor(
         "native", "the processors it is for: native (those with this one's flags), or x86-64-v2 to v4"

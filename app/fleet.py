@@ -24,7 +24,7 @@ from .fallback import EAGER
 from .jobs import GRACE_S, HEARTBEAT, RECORD, Job
 from .progress import JobsProgress
 from .record import Record, RunError
-from .sweep import LOCK, Planned, State, finish, good_record, listed
+from .sweep import LOCK, STATE, Planned, State, finish, good_record, listed
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +50,12 @@ def run_one(planned: Planned) -> float:
 
 
 class Fleet:
-    """A sweep whose jobs run wherever a launcher takes them: watched by the files they write, then summed up.
-
-    The main thread is the launcher's. Once every job has ended or vanished and the launcher does not notice, it is
-    interrupted, as by Ctrl-C, and `is_over` is set.
-    """
+    """A sweep whose jobs run wherever a launcher takes them: watched by the files they write, then summed up."""
 
     def __init__(
         self, folder: Path, overrides: Sequence[Sequence[str]], options: SweepConfig, *, as_json: bool
     ) -> None:
-        """Begin to watch; `overrides` has one entry a job, and none where a sweeper makes them up as it goes.
+        """Take the folder; `overrides` has one entry a job, and none where a sweeper makes them up as it goes.
 
         Raises:
             filelock.Timeout: another process works on the same sweep.
@@ -71,20 +67,35 @@ class Fleet:
         self._signs: dict[int, tuple[float, float]] = {}  # of each job: its last sign of life, and when it was seen
         self._ended: set[int] = set()
         self._launcher_failed, self._stop = False, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / LOCK, timeout=0)
         self._lock.acquire()
-        for path in folder.glob(f"*/{RECORD}"):
-            with suppress(ValueError):
-                if Record.load(path).status == "failed":  # an earlier attempt's, which counts no longer
-                    path.unlink()
+        console = Console(stderr=True)
+        if (folder / STATE).exists():
+            num_good = self._forget_failures()
+            text = f"resuming {folder}: {num_good} of {len(overrides) or 'some'} jobs are done"
+            console.print(text, markup=False, highlight=False)
         self._state = State(jobs=listed(self._jobs, folder))
         self._state.save(folder)
         if options.fail_fast or options.compile_first:
             logger.warning("sweep.fail_fast and sweep.compile_first are not for a launcher's jobs: they are ignored")
-        self._progress = JobsProgress(Console(stderr=True), self._jobs, {})
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._progress = JobsProgress(console, self._jobs, {})
+
+    def watch(self) -> None:
+        """Look at the jobs from now on, beside this thread, which is the launcher's.
+
+        Once every job has ended or vanished and the launcher doesn't notice, this thread is interrupted, as by
+        Ctrl-C, and `is_over` is set.
+        """
         self._thread.start()
+
+    def look(self) -> None:
+        """Notice what has become of the jobs since the last look."""
+        if not self._is_listed:
+            self._discover()
+        for job in self._jobs:
+            self._look_at(job)
 
     def outlast(self) -> None:
         """Wait for what runs although the launcher has given up; interrupts this thread when that is over."""
@@ -102,10 +113,8 @@ class Fleet:
         self.stop()
         if self._options.collect is not None:
             collect.get(self._options.collect, self._folder)
-        self._discover()
+        self.look()
         self._state.jobs = listed(self._jobs, self._folder)
-        for job in self._jobs:
-            self._look_at(job)
         for job in self._jobs:
             if job.num in self._silent() - self._ended:
                 self._give_up(job)
@@ -121,9 +130,7 @@ class Fleet:
         with self._progress:
             while not self._stop.wait(pause):
                 began = time.monotonic()
-                self._discover()
-                for job in self._jobs:
-                    self._look_at(job)
+                self.look()
                 pause = max(1.0, 10 * (time.monotonic() - began))  # however many jobs, and however slow the disk
                 if self._is_quiet() and not self._stop.wait(GRACE_S):
                     self.is_over = True
@@ -132,8 +139,6 @@ class Fleet:
 
     def _discover(self) -> None:
         """Take in the jobs that a sweeper has made up meanwhile."""
-        if self._is_listed:
-            return
         known = {job.folder for job in self._jobs}
         found = sorted(self._folder.glob(f"*/{RECORD}"), key=lambda path: (len(path.parent.name), path.parent.name))
         for path in found:
@@ -142,8 +147,18 @@ class Fleet:
                     words = tuple(Record.load(path).overrides)
                     self._jobs.append(Job(len(self._jobs), path.parent, words, ()))
 
+    def _forget_failures(self) -> int:
+        """Remove what an earlier attempt's failed jobs left; the number of the good ones."""
+        num_good = 0
+        for path in self._folder.glob(f"*/{RECORD}"):
+            with suppress(ValueError):
+                status = Record.load(path).status
+                num_good += status == "ok"
+                if status == "failed":
+                    path.unlink()
+        return num_good
+
     def _look_at(self, job: Job) -> None:
-        """Notice whether a job has shown life since the last look, and whether it has ended."""
         times = []
         for name in (HEARTBEAT, RECORD):
             with suppress(OSError):
@@ -156,7 +171,7 @@ class Fleet:
             if record.status == "running":
                 self._ended.discard(job.num)  # begun again, as clusters do with the jobs of a machine that is lost
                 self._progress.started(job)
-            else:
+            elif job.num not in self._ended:
                 self._ended.add(job.num)
                 self._progress.ended(job, record)
         self._signs[job.num] = max(times), time.monotonic()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import tracking
 from .record import Record, RunError, now
 
 RECORD, LOG, HEARTBEAT = "record.json", "job.log", "alive"
@@ -112,6 +113,7 @@ class Supervised:
         record.status, record.stage = "failed", None
         record.error = RunError(kind, stage or "start", f"{reason} (see {LOG})")
         record.save(path)
+        tracking.track(record, self.job.folder)
         return record
 
     def _reason(self, code: int) -> tuple[str, str]:

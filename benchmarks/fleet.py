@@ -7,7 +7,7 @@ watched    one look at the records and heartbeats of all jobs, each of which has
 idle       the same where none has
 summed up  all records read, and summary.json, .csv, .md and .html written
 handed on  processes that wait for one lock of the store, from its first holder's end until the last has had it
-remote     requests and bytes, by what they are for: an artifact put there, asked for in vain, and fetched
+remote     requests and bytes, by what they are for: an artifact asked for in vain, claimed, put there, and fetched
 
 The jobs are simulated: one real record, of a job that this program runs, written as often as there are jobs.
 """
@@ -19,14 +19,12 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -103,21 +101,19 @@ def fill(folder: Path, record: str, count: int) -> Path:
 
 def look_at(folder: Path, count: int) -> dict[str, float]:
     overrides = [[f"graphs.batch_sizes=[{num}]", "model=linear"] for num in range(count)]
-    with mock.patch("threading.Thread.start"), mock.patch("threading.Thread.join"), silenced():  # it looks when told to
+    with silenced():
         fleet = Fleet(folder, overrides, SweepConfig(), as_json=False)
-        found = {
+        return {
             "watched": timed(fleet.look),
             "idle": timed(fleet.look),
             "summed up": timed(lambda: summary.write(summary.gather([folder]), folder)),
         }
-        fleet.finish(None)
-    return found
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Nothing reaches the terminal, of rich's tables either."""
-    with Path(os.devnull).open("w") as nowhere, mock.patch("sys.stderr", nowhere), mock.patch("sys.stdout", nowhere):
+    """Nothing of what the sweep would say reaches the terminal."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
         yield
 
 
@@ -141,52 +137,42 @@ def hand_on(folder: Path, count: int) -> float:
     return max(done.get() for _ in waiting) - began
 
 
-class Counting(MemoryFileSystem):
+class Counting:
     """An object store in this process's memory that counts what it is asked."""
 
-    cachable = False
-    asked: Counter[str] = Counter()
+    def __init__(self) -> None:
+        self.requests = self.bytes = 0
+        self._files = MemoryFileSystem()
 
-    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
-        self.asked["requests"] += 1
-        return super().ls(path, detail=detail, **kwargs)
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            found = getattr(self._files, name)(*args, **kwargs)
+            here = {"get_file": args[-1], "put_file": args[0]}.get(name)
+            self.requests += 1
+            self.bytes += Path(here).stat().st_size if here else len(found) if isinstance(found, bytes) else 0
+            return found
 
-    def info(self, path: str, **kwargs: Any) -> Any:
-        self.asked["requests"] += 1
-        return super().info(path, **kwargs)
-
-    def cat_file(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        return self._counted(super().cat_file(path, *args, **kwargs))
-
-    def get_file(self, rpath: str, lpath: str, **kwargs: Any) -> None:
-        self._counted(super().cat_file(rpath))
-        super().get_file(rpath, lpath, **kwargs)
-
-    def put_file(self, lpath: str, rpath: str, **kwargs: Any) -> None:
-        self._counted(Path(lpath).read_bytes())
-        kwargs.pop("mode", None)  # there is one writer
-        super().put_file(lpath, rpath, **kwargs)
-
-    def _counted(self, data: bytes) -> bytes:
-        self.asked["requests"] += 1
-        self.asked["bytes"] += len(data)
-        return data
+        return call
 
 
 def ask_remote(place: Path) -> dict[str, dict[str, int]]:
     """Requests and bytes of each thing that a run asks of the remote, of an artifact of a million bytes."""
-    trust = Trust("none")
+    trust, files = Trust("none"), Counting()
     digest, request = (hashlib.sha256(word).hexdigest() for word in (b"object", b"request"))
     entry = {"object": digest, "weights": None, "dependencies": []}
     found: dict[str, dict[str, int]] = {}
 
     def count(what: str, action: Callable[[], object]) -> None:
-        Counting.asked.clear()
+        files.requests = files.bytes = 0
         action()
-        found[what] = {name: Counting.asked[name] for name in ("requests", "bytes")}
+        found[what] = {"requests": files.requests, "bytes": files.bytes}
+
+    def claim() -> None:
+        with remote.claim(request, 60, lambda: None):
+            pass
 
     with (
-        mock.patch("app.store.remote._file_system", lambda _: (Counting(), "/store")),
+        mock.patch("app.store.remote._file_system", return_value=(files, "/store")),
         Store(place / "ours", trust=trust) as ours,
         Store(place / "theirs", trust=trust) as theirs,
     ):
@@ -195,6 +181,7 @@ def ask_remote(place: Path) -> dict[str, dict[str, int]]:
             (staging / "model.so").write_bytes(os.urandom(ARTIFACT_BYTES))
             ours.publish("objects", digest, staging, factors={}, content={}, verified={}, provenance={}, requests=[])
         count("miss", lambda: (remote.entries(request), remote.fetch(ours, "objects", "0" * 64)))
+        count("claim", claim)
         count("put", lambda: (remote.put(ours, "objects", digest), remote.put_entry(request, entry)))
         count("hit", lambda: (remote.entries(request), remote.fetch(theirs, "objects", digest)))
     return found

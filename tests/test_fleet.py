@@ -35,9 +35,9 @@ class Elsewhere(Launcher):
         for num, overrides in enumerate(job_overrides, initial_job_idx):
             process = multiprocessing.get_context("fork").Process(target=self.work, args=(num, overrides, queue))
             process.start()
+            while num == 0 and not os.path.exists(f"{self.config.hydra.sweep.dir}/0/record.json"):
+                time.sleep(0.1)
             if str(num) == os.environ.get("VANISHES"):
-                while not os.path.exists(f"{self.config.hydra.sweep.dir}/{num}/record.json"):
-                    time.sleep(0.1)
                 process.kill()
         if os.environ.get("FAILS") == "after":
             raise RuntimeError("the cluster is gone")
@@ -87,7 +87,9 @@ def sweep(tmp_path):
     def run(*words: str, **env: str) -> tuple[int, str, Path]:
         command = [sys.executable, "-m", "app", "-m", *QUICK, *words]
         env = {**os.environ, **env}
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(
+            command, check=False, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200
+        )
         folder = max((path.parent for path in tmp_path.glob("outputs/**/sweep.json")), default=tmp_path)
         return done.returncode, done.stdout + done.stderr, folder
 

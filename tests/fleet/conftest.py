@@ -12,13 +12,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
-BUILD = "model=custom model.target=hostile:build model.environment=[FATES] graphs.batch_sizes=[1]".split()
+BUILD = ["model=custom", "model.target=hostile:build", "model.environment=[FATES]", "graphs.batch_sizes=[1]"]
 BUILD += ["model.inputs=[{name: input, shape: [batch, 16]}]", "device=cpu"]
 BUILD += ["measure.budget_s=0.05", "measure.warmup=1", "measure.min_samples=3"]
 # The first two jobs want the same artifact, and the node of the one that compiles it dies meanwhile.
@@ -65,10 +66,8 @@ def below(ancestor: int) -> list[int]:
 
 
 def with_signal(pid: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _parents() -> dict[int, int]:
@@ -108,7 +107,7 @@ def run_sweep(place):
         with log.open("wb") as stream:
             sweep = subprocess.Popen(command, cwd=place, stdout=stream, stderr=stream)
         try:
-            until(lambda: (place / "fates" / "slow").exists(), 180, log)
+            until((place / "fates" / "slow").exists, 180, log)
             (builder,) = (int(path.name) for path in (place / "fates").glob("[0-9]*"))
             next(node for node in nodes if builder in node.processes()).kill()
             assert sweep.wait(timeout=600) == 4, log.read_text()
