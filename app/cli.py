@@ -117,8 +117,8 @@ class Sweeping(Callback):
         folder = Path(config.hydra.sweep.dir)
         try:  # what is raised here, Hydra turns into a warning
             fleet = Fleet(folder, _jobs_of(config.hydra), sweep_options(config), as_json=config.output == "json")
-        except ConfigError as error:
-            sys.exit(_complain(error.exit_code, error.stage, error.message))
+        except (HydraException, OmegaConfBaseException, ConfigError) as error:
+            sys.exit(_complain(ConfigError.exit_code, ConfigError.stage, explain_composition(error)))
         except Timeout:
             sys.exit(_complain(1, "sweep", f"{folder} is being worked on by another process"))
         _fleet.append(fleet)
@@ -130,8 +130,10 @@ def _jobs_of(hydra_config: HydraConf) -> list[list[str]]:
     if not _is_basic("Sweeper", hydra_config.sweeper):
         return []
     params = [f"{name}={value}" for name, value in (hydra_config.sweeper.params or {}).items()]
+    # As they were written: an interpolation may stand for what only the jobs' machines have.
+    words: Any = OmegaConf.to_container(hydra_config.overrides.task)
     loader = GlobalHydra.instance().config_loader()  # glob() asks it for names
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *hydra_config.overrides.task])
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *words])
     return BasicSweeper.split_arguments(parsed, None)[0]
 
 

@@ -41,6 +41,8 @@ def run_one(planned: Planned) -> float:
         record = good_record(planned)
         if record is None:
             ((_, record),) = jobs.run([planned.job], workers=1, on_start=lambda _: None)
+        else:
+            (folder / RECORD).touch()  # a sign that it has been looked at
     if options.collect is not None:
         collect.put(folder, options.collect, str(planned.job.num))
     latencies = (record.latency_ms or {}).get("eager" if record.rung == EAGER else "compiled", {})
@@ -66,6 +68,7 @@ class Fleet:
         self._is_listed = bool(self._jobs)
         self._signs: dict[int, tuple[float, float]] = {}  # of each job: its last sign of life, and when it was seen
         self._ended: set[int] = set()
+        self._before: dict[Path, float] = {}  # signs of an earlier attempt's jobs, which say nothing of this one
         self._launcher_failed, self._stop = False, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,8 +76,7 @@ class Fleet:
         self._lock.acquire()
         console = Console(stderr=True)
         if (folder / STATE).exists():
-            num_good = self._forget_failures()
-            text = f"resuming {folder}: {num_good} of {len(overrides) or 'some'} jobs are done"
+            text = f"resuming {folder}: {self._take_stock()} jobs are done"
             console.print(text, markup=False, highlight=False)
         self._state = State(jobs=listed(self._jobs, folder))
         self._state.save(folder)
@@ -115,10 +117,11 @@ class Fleet:
             collect.get(self._options.collect, self._folder)
         self.look()
         self._state.jobs = listed(self._jobs, self._folder)
+        lost = self._silent() - self._ended
         for job in self._jobs:
-            if job.num in self._silent() - self._ended:
+            if job.num in lost:
                 self._give_up(job)
-        is_complete = code is None and all((job.folder / RECORD).exists() for job in self._jobs)
+        is_complete = code is None and len(self._ended | lost) == len(self._jobs)
         self._state.status = "complete" if is_complete else "interrupted"
         try:
             return finish(self._state, self._folder, code, as_json=self._as_json)
@@ -147,7 +150,7 @@ class Fleet:
                     words = tuple(Record.load(path).overrides)
                     self._jobs.append(Job(len(self._jobs), path.parent, words, ()))
 
-    def _forget_failures(self) -> int:
+    def _take_stock(self) -> int:
         """Remove what an earlier attempt's failed jobs left; the number of the good ones."""
         num_good = 0
         for path in self._folder.glob(f"*/{RECORD}"):
@@ -156,15 +159,13 @@ class Fleet:
                 num_good += status == "ok"
                 if status == "failed":
                     path.unlink()
+            self._before[path.parent] = _sign(path.parent)
         return num_good
 
     def _look_at(self, job: Job) -> None:
-        times = []
-        for name in (HEARTBEAT, RECORD):
-            with suppress(OSError):
-                times.append((job.folder / name).stat().st_mtime)
+        sign = _sign(job.folder)
         # by the clock of whoever writes the file, so it is compared with itself only
-        if not times or max(times) == self._signs.get(job.num, (0.0,))[0]:
+        if sign in {0.0, self._before.get(job.folder), self._signs.get(job.num, (0.0,))[0]}:
             return
         with suppress(OSError, ValueError):
             record = Record.load(job.folder / RECORD)
@@ -174,7 +175,7 @@ class Fleet:
             elif job.num not in self._ended:
                 self._ended.add(job.num)
                 self._progress.ended(job, record)
-        self._signs[job.num] = max(times), time.monotonic()
+        self._signs[job.num] = sign, time.monotonic()
 
     def _silent(self) -> set[int]:
         now = time.monotonic()
@@ -182,9 +183,10 @@ class Fleet:
 
     def _is_quiet(self) -> bool:
         """Whether nothing more is to be expected; what has not begun yet is, for as long as the launcher waits."""
-        if self._launcher_failed:
-            return len(self._silent()) == len(self._signs)
-        return self._is_listed and len(self._ended | self._silent()) == len(self._jobs)
+        silent = self._silent()
+        if self._launcher_failed and len(silent) == len(self._signs):
+            return True
+        return self._is_listed and len(self._ended | silent) == len(self._jobs)
 
     def _give_up(self, job: Job) -> None:
         with suppress(OSError, ValueError):
@@ -192,3 +194,12 @@ class Fleet:
             reason = f"no sign of life for {self._options.lost_after_s:g} s: its machine is gone, or out of reach"
             record.status, record.error = "failed", RunError("Lost", record.stage or "start", reason)
             record.save(job.folder / RECORD)
+
+
+def _sign(folder: Path) -> float:
+    """When a job last showed that it lives, by its machine's clock; 0 where it never did."""
+    times = [0.0]
+    for name in (HEARTBEAT, RECORD):
+        with suppress(OSError):
+            times.append((folder / name).stat().st_mtime)
+    return max(times)

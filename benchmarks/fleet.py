@@ -1,12 +1,13 @@
 """What grows with a fleet: jobs named, watched and summed up, a lock handed on, what a shared store is asked.
 
-python benchmarks/fleet.py [--quick] [--jobs N,N]
+python benchmarks/fleet.py [--quick] [--jobs N,N] [--write]
 
 named      the configs of a sweep's jobs composed, which Hydra does before the first one is launched
 watched    one look at the records and heartbeats of all jobs, each of which has shown life since the last
 idle       the same where none has
 summed up  all records read, and summary.json, .csv, .md and .html written
 handed on  processes that wait for one lock of the store, from its first holder's end until the last has had it
+looked up  an entry found in a store of so many (as benchmarks/store.py does)
 remote     requests and bytes, by what they are for: an artifact asked for in vain, claimed, put there, and fetched
 
 The jobs are simulated: one real record, of a job that this program runs, written as often as there are jobs.
@@ -19,6 +20,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,8 @@ from unittest import mock
 
 from fsspec.implementations.memory import MemoryFileSystem
 from hydra import compose, initialize_config_dir
+from store import fill as fill_store
+from store import look, pick
 
 from app import environment as machine
 from app import jobs
@@ -45,12 +49,15 @@ from app.store.locks import hold_for_work
 from app.store.remote import Remote
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "scaling.md"
+BEGIN, END = "<!-- by benchmarks/fleet.py -->", "<!-- end -->"
 ARTIFACT_BYTES = 1_000_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="100 jobs and 4 processes instead of 10,000 and 32")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
     parser.add_argument("--jobs", help="numbers of jobs, whatever --quick says")
     arguments = parser.parse_args()
     counts = [int(word) for word in (arguments.jobs or ("100" if arguments.quick else "100,1000,10000")).split(",")]
@@ -66,8 +73,9 @@ def main() -> None:
                 seconds.setdefault(what, {})[count] = value
         sizes = {count: (place / str(count) / "summary.html").stat().st_size for count in counts}
         seconds["handed on"] = {count: hand_on(place / f"lock-{count}", count) for count in waiting}
+        lookups = {count: look_up(place / f"store-{count}", count) for count in counts}
         traffic = ask_remote(place)
-    report(seconds, sizes, traffic)
+    report(seconds, sizes, lookups, traffic, write=arguments.write)
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -137,6 +145,12 @@ def hand_on(folder: Path, count: int) -> float:
     return max(done.get() for _ in waiting) - began
 
 
+def look_up(root: Path, count: int) -> float:
+    requests = fill_store(root, count)
+    with Store(root) as store:
+        return statistics.median(look(store, request) for request in pick(requests, 100))
+
+
 class Counting:
     """An object store in this process's memory that counts what it is asked."""
 
@@ -146,9 +160,9 @@ class Counting:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
+            self.requests += 1
             found = getattr(self._files, name)(*args, **kwargs)
             here = {"get_file": args[-1], "put_file": args[0]}.get(name)
-            self.requests += 1
             self.bytes += Path(here).stat().st_size if here else len(found) if isinstance(found, bytes) else 0
             return found
 
@@ -187,22 +201,47 @@ def ask_remote(place: Path) -> dict[str, dict[str, int]]:
     return found
 
 
-def report(seconds: dict[str, dict[int, float]], sizes: dict[int, int], traffic: dict[str, dict[str, int]]) -> None:
-    """Print the tables, and keep the figures."""
+def report(
+    seconds: dict[str, dict[int, float]],
+    sizes: dict[int, int],
+    lookups: dict[int, float],
+    traffic: dict[str, dict[str, int]],
+    *,
+    write: bool,
+) -> None:
+    """Print the tables, as they stand in docs/scaling.md, and keep the figures."""
     facts = machine.describe("cpu")
-    print(f"{facts['cpu']}, {facts['cores']} cores, Python {facts['python']}\n")
-    print(f"{'seconds':<12} {'of':>8} {'all':>9} {'each, ms':>9}")
+    load = ", ".join(f"{value:.0f}" for value in os.getloadavg())
+    lines = [f"{facts['cpu']}, {facts['cores']} cores (load {load}), Python {facts['python']}:", ""]
+    lines += ["| | of | seconds | ms each |", "|---|--:|--:|--:|"]
     for what, values in seconds.items():
-        for count, value in values.items():
-            print(f"{what:<12} {count:>8,} {value:9.2f} {1e3 * value / count:9.2f}")
-    print(f"\nsummary.html {', '.join(f'{size / 1e6:.2f} MB of {count:,} jobs' for count, size in sizes.items())}")
-    print(f"\n{'remote':<12} {'requests':>8} {'bytes':>12}   of an artifact of {ARTIFACT_BYTES:,} bytes")
-    for what, asked in traffic.items():
-        print(f"{what:<12} {asked['requests']:>8} {asked['bytes']:>12,}")
+        lines += [f"| {what} | {of:,} | {value:.2f} | {1e3 * value / of:.2f} |" for of, value in values.items()]
+    pages = ", ".join(f"{size / 1e6:.2f} MB for {of:,} jobs" for of, size in sizes.items())
+    found = ", ".join(f"{1e3 * value:.1f} ms among {of:,}" for of, value in lookups.items())
+    lines += [
+        "",
+        f"`summary.html`: {pages}. A direct hit is found in {found} (medians).",
+        "",
+        "| remote | requests | bytes |",
+        "|---|--:|--:|",
+    ]
+    lines += [f"| {what} | {asked['requests']} | {asked['bytes']:,} |" for what, asked in traffic.items()]
+    table = "\n".join(lines)
+    print(table)
+    if write:
+        head, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(f"{head}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}")
     now = datetime.now(UTC)
     kept = ROOT / "outputs" / "benchmarks" / f"fleet-{now:%Y%m%dT%H%M%SZ}.json"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    content = {"created_at": now.isoformat(), **facts, "seconds": seconds, "html_bytes": sizes, "remote": traffic}
+    content = {
+        "created_at": now.isoformat(),
+        **facts,
+        "seconds": seconds,
+        "html_bytes": sizes,
+        "lookups": lookups,
+        "remote": traffic,
+    }
     kept.write_text(json.dumps(content, indent=1) + "\n")
     print(f"\nfigures: {kept.relative_to(ROOT)}")
 

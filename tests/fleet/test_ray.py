@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from .conftest import NUM_KEYS
+from .conftest import NUM_KEYS, below
 
 pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="Ray's launcher is not installed: nox -s ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: nox -s ray")
@@ -15,27 +15,28 @@ pytestmark = [pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore")]  
 
 
 class RayNode:
-    def __init__(self, cluster, **kwargs):
-        self._cluster, self._node = cluster, cluster.add_node(object_store_memory=80 * 2**20, **kwargs)
+    """A node of one job, with a cache of its own; when it is killed, another takes its place."""
+
+    def __init__(self, cluster, cache):
+        self._cluster, self._cache = cluster, cache
+        self._node = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, env_vars={"NODE": str(cache)})
 
     def processes(self):
-        """All that runs on it."""
-        from .conftest import below
-
         return below(self._node.all_processes["raylet"][0].process.pid)
 
     def kill(self):
         self._cluster.remove_node(self._node, allow_graceful=False)
+        RayNode(self._cluster, f"{self._cache}-again")
 
 
 @pytest.fixture
 def cluster(place, s3, credentials):
-    """Two nodes of one job each, with caches of their own; the head takes no jobs."""
+    """Its address and two nodes; the head takes no jobs."""
     credentials.setenv("AWS_ENDPOINT_URL", s3)
     cluster = cluster_utils.Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20}
     )
-    nodes = [RayNode(cluster, num_cpus=1, env_vars={"NODE": str(place / f"node-{num}")}) for num in range(2)]
+    nodes = [RayNode(cluster, place / f"node-{num}") for num in range(2)]
     cluster.wait_for_nodes()
     yield cluster.address, nodes
     cluster.shutdown()
@@ -62,6 +63,7 @@ def test_sweep_outlives_a_node(cluster, place, run_sweep):
     )
     assert found["miss"] == NUM_KEYS == len(files.glob(f"{bucket}/artifacts/objects/*/*"))
     assert found["direct-hit"] + found["remote-hit"] == 11 - NUM_KEYS
+    assert found["remote-hit"] > 0
     assert found["remote-hit"] > 0
     assert len(files.glob(f"{bucket}/records/*/record.json")) == 12
     assert not files.find(f"{bucket}/artifacts/claims")
