@@ -119,7 +119,9 @@ class Supervised:
         return name, f"killed by {name}{oom}"
 
 
-def run(jobs: Sequence[Job], *, workers: int, on_start: Callable[[Job], None]) -> Generator[tuple[Job, Record], None, None]:
+def run(
+    jobs: Sequence[Job], *, workers: int, on_start: Callable[[Job], None]
+) -> Generator[tuple[Job, Record], None, None]:
     """Run jobs, at most `workers` side by side; yields each as it ends, with its record.
 
     When the caller goes away (closes the iterator, is interrupted), what runs is terminated, and then killed.

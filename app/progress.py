@@ -140,7 +140,11 @@ class JobsProgress:
         word, style = ("ok", "") if record.status == "ok" else ("FAILED", "bold red")
         text = f"[{time.monotonic() - self._began:7.1f} s] {self._done}/{self._total} {word} "
         self._live.console.print(
-            text + " · ".join(part for part in parts if part), style=style, markup=False, highlight=False
+            text + " · ".join(part for part in parts if part),
+            style=style,
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
         self._show()
 

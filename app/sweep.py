@@ -154,7 +154,12 @@ def _resume(planned: Sequence[Planned], folder: Path, console: Console) -> dict[
         return {}
     found = ((each.job.num, good_record(each)) for each in planned)
     good = {num: record for num, record in found if record is not None}
-    console.print(f"resuming {folder}: {len(good)} of {len(planned)} jobs are done", markup=False, highlight=False)
+    console.print(
+        f"resuming {folder}: {len(good)} of {len(planned)} jobs are done",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     for each in planned:
         if each.job.num not in good:
             (each.job.folder / RECORD).unlink(missing_ok=True)
