@@ -117,7 +117,7 @@ def save_samples(path: Path, samples: Mapping[str, Samples]) -> None:
 
 def load_samples(path: Path) -> dict[str, Samples]:
     """What `save_samples` wrote, under the same names."""
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # numpy leaves a bad one open
         names = dict.fromkeys(key.rpartition("/")[0] for key in arrays.files)
         return {
             name: Samples(

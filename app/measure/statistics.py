@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,6 +70,26 @@ def speedup(eager: Samples, compiled: Samples) -> Speedup:
     ratios = _resampled_medians(_values(eager), rng) / _resampled_medians(_values(compiled), rng)
     low, high = (float(bound) for bound in np.percentile(ratios, (2.5, 97.5)))
     return Speedup(float(np.median(eager.values_s) / np.median(compiled.values_s)), low, high)
+
+
+def quotient(first: Speedup, second: Speedup) -> Speedup:
+    """How many times as fast the first is as the second; both are over one baseline, measured in turn with it."""
+    ratio = first.ratio / second.ratio
+    down = math.hypot(math.log(first.low / first.ratio), math.log(second.high / second.ratio))
+    up = math.hypot(math.log(first.high / first.ratio), math.log(second.low / second.ratio))
+    return Speedup(ratio, ratio / math.exp(down), ratio * math.exp(up))
+
+
+def scatter(groups: Iterable[Sequence[float]]) -> float:
+    """The relative standard deviation of ratios about their group's mean, pooled; 0 where no group has two."""
+    logs = [np.log(ratios) for ratios in groups if len(ratios) > 1]
+    freedom = sum(each.size - 1 for each in logs)
+    return math.sqrt(sum(float(((each - each.mean()) ** 2).sum()) for each in logs) / freedom) if freedom else 0.0
+
+
+def widened(found: Speedup, relative: float) -> Speedup:
+    """A speed-up with a standard deviation more in its interval: what the samples of one process know nothing of."""
+    return quotient(found, Speedup(1.0, math.exp(-1.96 * relative), math.exp(1.96 * relative)))
 
 
 def stability_warnings(name: str, samples: Samples) -> list[str]:

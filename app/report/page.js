@@ -36,5 +36,4 @@ function filter() {
 for (const control of controls) control.addEventListener("input", filter);
 document.getElementById("filters").addEventListener("reset", () => setTimeout(filter));
 document.getElementById("filters").addEventListener("submit", (event) => event.preventDefault());
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => { each.open = true; }));
 filter();

@@ -4,39 +4,42 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import numpy as np
 
 from . import plot, rows, summary
 from .console import figure
-from .rows import EAGER, SERVING, Row, Timing
+from .rows import Row, Timing
 
 if TYPE_CHECKING:
-    from .summary import Summary
+    from .summary import Answer, Summary
 
 MAX_SERIES = len(plot.COLOURS)  # more in one plot can't be told apart
-MAX_LINES = 1500  # of the table: a page stays under 1 MB, and the CSV file has the rest
+MAX_BYTES = 1_000_000  # the CSV file has the rest
+MAX_LINES = 2000  # of the table
+LONGEST = 300  # a compiler's message may be of pages; the CSV file and the record have all
 MAX_MODELS = 12  # with plots
 MAX_PHASES = 7
 MIB = 2**20
 
 Found = tuple[Row, str, Timing]
+Points = list[tuple[float, float]]
 Cell = str | tuple[float | None, str]  # a number with how it is shown
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture; `legend` names its series in order, `folded` hides it until it is asked for."""
+    """A picture; `legend` names its series by number."""
 
     title: str
     note: str
     svg: str
-    legend: Sequence[str] = ()
-    folded: bool = False
+    legend: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Section:
     """A model on a machine: its answers and its pictures."""
 
     title: str
-    answers: list[str]
+    answers: list[Answer]
     figures: list[Figure]
 
 
@@ -58,36 +61,48 @@ class Line:
 
 
 def html(found: Summary) -> str:
-    """The page."""
+    """The page; of what would make it larger than `MAX_BYTES` the first part."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.trim_blocks = environment.lstrip_blocks = True
+    environment.filters["short"] = lambda text: text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
     script = environment.get_template("page.js").render()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    template = environment.get_template("page.html.j2")
     lines = [
         Line(row, batch, _cells(row, batch, row.batches.get(batch)))
         for row in found.rows
         for batch in row.batches or [""]
     ]
-    return environment.get_template("page.html.j2").render(
-        found=found,
-        sections=list(_sections(found)),
-        lines=lines[:MAX_LINES],
-        num_lines=len(lines),
-        script=script,
-        digest=digest,  # the page's policy runs this script and no other, whatever a record holds
-        choices=_choices(lines),
-        counted=summary.counted(found),
-        machine_name=summary.machine_name,
-        reason=summary.reason,
-        colours=plot.COLOURS,
-    )
+    sections = list(_sections(found))
+    shown = {
+        "found": found,
+        "num_lines": len(lines),
+        "script": script,
+        # the page's policy runs this script and no other, whatever a record holds
+        "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "choices": _choices(lines),
+        "counted": summary.counted(found),
+        "machine_name": summary.machine_name,
+        "colours": plot.COLOURS,
+    }
+    text, share = "", 1
+    while not text or (len(text.encode(errors="replace")) > MAX_BYTES and share < MAX_LINES):
+        text = template.render(
+            **shown,
+            lines=lines[: MAX_LINES // share],
+            failed=found.failed[: MAX_LINES // share],
+            sections=sections[: MAX_LINES // share],
+            num_drawn=MAX_MODELS // share,
+        )
+        share *= 2
+    return text
 
 
 def _cells(row: Row, batch: str, timing: Timing | None) -> dict[str, Cell]:
     """The table's columns and what this line has in them; a number is sorted by its value."""
-    latency, interval = (timing.latency_ms, timing.interval or [None, None]) if timing else (None, [None, None])
+    latency = timing.latency_ms if timing else None
+    low, high = timing.interval if timing and timing.interval else (None, None)
     calls, seen = timing.break_even_calls if timing else None, row.evaluation
     distance = None if row.rel_l2 is None else f"{row.rel_l2:.1e}"
     return {
@@ -103,8 +118,8 @@ def _cells(row: Row, batch: str, timing: Timing | None) -> dict[str, Cell]:
         "p50 ms": _number(latency.p50 if latency else None),
         "p99 ms": _number(latency.p99 if latency else None),
         "Speed-up": _number(timing.speedup if timing else None),
-        "Low": _number(interval[0]),
-        "High": _number(interval[1]),
+        "Low": _number(low),
+        "High": _number(high),
         "Rows a second": _number(timing.throughput_per_s if timing else None),
         "Break-even calls": (calls, "" if calls is None else f"{calls:,}"),
         "Make, s": _number(row.make_s),
@@ -125,12 +140,12 @@ def _number(value: float | None) -> Cell:
 
 def _choices(lines: Sequence[Line]) -> dict[str, list[str]]:
     """What the table can be narrowed to."""
-    values = {
+    values: dict[str, set[str]] = {
         "model": {line.row.model or "" for line in lines},
         "batch": {line.batch for line in lines},
         "status": {line.row.status for line in lines},
     }
-    return {name: sorted(filter(None, found), key=rows.by_size) for name, found in values.items()}
+    return {name: sorted((value for value in found if value), key=rows.by_size) for name, found in values.items()}
 
 
 def _sections(found: Summary) -> Iterator[Section]:
@@ -140,44 +155,70 @@ def _sections(found: Summary) -> Iterator[Section]:
     shown = sorted((row for row in found.rows if row.status == "ok" and row.model), key=key)
     for number, ((machine, model), group) in enumerate(groupby(shown, key)):
         where = f", machine {machine + 1}" if len(found.machines) > 1 else ""
-        answers = [answer.sentence for answer in found.answers if (answer.machine, answer.model) == (machine, model)]
-        figures = list(_figures(list(group))) if number < MAX_MODELS else []
+        answers = [answer for answer in found.answers if (answer.machine, answer.model) == (machine, model)]
+        figures = list(_figures(list(group))) if number < MAX_MODELS else []  # drawing is what takes time
         yield Section(f"{model}{where}", answers, figures)
 
 
 def _figures(runs: list[Row]) -> Iterator[Figure]:
-    """Everything about one model on one machine."""
+    """Everything about one model on one machine; a configuration has the same colour in all plots of lines."""
     timings = list(rows.newest(runs))
-    if timings:
-        yield from _latencies(timings)
+    best = dict.fromkeys((row.label for row in runs), 0.0)
+    for row, _, timing in timings:
+        best[row.label] = max(best[row.label], timing.speedup or 1.0)
+    order = sorted(best, key=best.__getitem__, reverse=True)
+    medians, speedups = _by_batch(timings)
+    yield from _lines(
+        "Latency by batch size",
+        "Medians; both axes are logarithmic. A call takes longer beside others than alone, so compare speed-ups.",
+        ("batch size", "median, ms"),
+        order,
+        medians,
+        log=True,
+    )
+    yield from _lines(
+        "Speed-up by batch size",
+        "Over eager in fp32, measured in turn with it.",
+        ("batch size", "speed-up over eager fp32"),
+        order,
+        speedups,
+        log=(True, False),
+    )
+    yield from _distributions(timings, order)
     # at the batch size that most runs measured, and of those the largest
     batches = [batch for _, batch, _ in timings]
     batch = max(batches, key=lambda each: (batches.count(each), rows.by_size(each)), default="")
-    served = [(row, each) for row, size, each in timings if size == batch and each.runner in SERVING and each.speedup]
-    yield from _scatter(
+    served = [(row, each.speedup) for row, size, each in timings if size == batch and each.speedup]
+    yield from _lines(
         f"Compile time against speed-up, batch {batch}",
         "Right and low is good: much gained for little compiling. Break-even calls are in the table.",
         ("speed-up over eager fp32", "making the artifact, s"),
-        {row.label: [(timing.speedup or 0.0, row.make_s)] for row, timing in served if row.make_s},
+        order,
+        {row.label: [(ratio, row.make_s)] for row, ratio in served if row.make_s},
         log=(False, True),
+        dots=True,
     )
-    yield from _scatter(
+    yield from _lines(
         f"Accuracy against speed, batch {batch}",
         "Right and low is good. The distance is the worst case's relative L2 from the verification's reference.",
         ("speed-up over eager fp32", "relative L2"),
-        {row.label: [(timing.speedup or 0.0, row.rel_l2)] for row, timing in served if row.rel_l2},
+        order,
+        {row.label: [(ratio, row.rel_l2)] for row, ratio in served if row.rel_l2},
         log=(False, True),
+        dots=True,
     )
-    yield from _scatter(
+    yield from _lines(
         "Metric against speed, over the evaluation's rows",
         "Right and low is good: rows a second over eager's, and how far the metric drops.",
         ("rows a second over eager fp32", "metric drop"),
+        order,
         dict(_evaluated(runs)),
+        dots=True,
     )
     yield from _starts([row for row in runs if row.start_s is not None])
     yield from _bars(
         "Peak memory of the process",
-        "Artifact and device memory are in the CSV file.",
+        "The artifact's size is in the table.",
         {
             row.label: {"resident": row.memory.rss_peak_bytes / MIB}
             for row in runs
@@ -187,30 +228,30 @@ def _figures(runs: list[Row]) -> Iterator[Figure]:
     )
 
 
-def _latencies(timings: list[Found]) -> Iterator[Figure]:
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row, batch, timing in sorted(timings, key=lambda item: item[2].latency_ms.p50):
+def _by_batch(timings: Sequence[Found]) -> tuple[dict[str, Points], dict[str, Points]]:
+    """Medians and speed-ups of each configuration, as points over the batch size."""
+    medians: dict[str, Points] = {}
+    speedups: dict[str, Points] = {}
+    for row, batch, timing in timings:
         if batch.isdecimal():
-            lines.setdefault(row.label, []).append((int(batch), timing.latency_ms.p50))
-    if any(timing.runner in SERVING for _, _, timing in timings) and not any(
-        row.mode == EAGER for row, _, _ in timings
-    ):
-        eager = {batch: timing.eager_ms.p50 for _, batch, timing in timings if timing.eager_ms}
-        lines["eager fp32"] = [(int(batch), p50) for batch, p50 in eager.items() if batch.isdecimal()]
-    shown = {name: sorted(line) for name, line in list(lines.items())[:MAX_SERIES]}
-    if any(shown.values()):
-        drawn = plot.line_plot("Latency by batch size", "batch size", "median, ms", shown, log=True, bare=True)
-        yield Figure(
-            "Latency by batch size", f"Medians; both axes are logarithmic.{_left_out(lines)}", drawn, list(shown)
-        )
-    for number, batch in enumerate(sorted({batch for _, batch, _ in timings}, key=rows.by_size)):
-        fastest = sorted((item for item in timings if item[1] == batch), key=lambda item: item[2].latency_ms.p50)
-        taken = {row.label: row.samples(timing.runner, batch) for row, _, timing in fastest[:MAX_SERIES]}
-        values = {label: samples.values_s * 1e3 for label, samples in taken.items() if samples is not None}
-        if values:
-            title = f"Distribution of latencies, batch {batch}"
-            note = f"Every measured call, up to the slowest p99; the line is the median.{_left_out(fastest)}"
-            yield Figure(title, note, plot.distributions(title, values, "ms"), folded=number > 0)
+            medians.setdefault(row.label, []).append((int(batch), timing.latency_ms.p50))
+            if timing.speedup:
+                speedups.setdefault(row.label, []).append((int(batch), timing.speedup))
+    return medians, speedups
+
+
+def _distributions(timings: Sequence[Found], order: Sequence[str]) -> Iterator[Figure]:
+    for size in sorted({batch for _, batch, _ in timings}, key=rows.by_size):
+        found = {row.label: (row, timing) for row, batch, timing in timings if batch == size}
+        taken = {label: found[label][0].samples(found[label][1].runner, size) for label in order if label in found}
+        values = {
+            label: samples.values_s * 1e3 if (samples := taken.get(label)) else np.empty(0)
+            for label in order[:MAX_SERIES]
+        }
+        if any(each.size for each in values.values()):
+            title = f"Distribution of latencies, batch {size}"
+            note = f"Every measured call, up to the slowest p99; the line is the median.{_left_out(order)}"
+            yield Figure(title, note, plot.distributions(title, values, "ms"))
 
 
 def _starts(runs: list[Row]) -> Iterator[Figure]:
@@ -218,8 +259,7 @@ def _starts(runs: list[Row]) -> Iterator[Figure]:
     made = [row for row in runs if row.make_s is not None]
     cold_and_warm = {}
     for row in made:
-        spared = row.cache is not None and row.cache.endswith("-hit") and "compile" not in row.phases_s
-        rest_s = (row.start_s or 0.0) - (0.0 if spared else row.make_s or 0.0)
+        rest_s = (row.start_s or 0.0) - (row.make_s or 0.0 if "compile" in row.phases_s else 0.0)
         cold_and_warm[f"{row.label} ({row.cache}, job {row.job})"] = {
             "every start": max(rest_s, 0.0),
             "making the artifact, cold only": row.make_s or 0.0,
@@ -246,27 +286,36 @@ def _starts(runs: list[Row]) -> Iterator[Figure]:
 def _evaluated(runs: list[Row]) -> Iterator[tuple[str, list[tuple[float, float]]]]:
     for row in runs:
         if row.evaluation and row.evaluation.metric_drop is not None:
-            served, eager = row.evaluation.rows_per_s["compiled"], row.evaluation.rows_per_s["eager"]
+            served, eager = (row.evaluation.rows_per_s.get(name) for name in ("compiled", "eager"))
             if served and eager:
                 yield row.label, [(served / eager, row.evaluation.metric_drop)]
 
 
-def _scatter(
-    title: str, note: str, axes: tuple[str, str], points: Any, log: tuple[bool, bool] | bool = False
+def _lines(
+    title: str,
+    note: str,
+    axes: tuple[str, str],
+    order: Sequence[str],
+    lines: Mapping[str, Points],
+    *,
+    log: bool | tuple[bool, bool] = False,
+    dots: bool = False,
 ) -> Iterator[Figure]:
-    shown = dict(list(points.items())[:MAX_SERIES])
-    if shown:
-        svg = plot.line_plot(title, *axes, shown, log=log, dots=True, bare=True)
-        yield Figure(title, note + _left_out(points), svg, list(shown))
+    """A plot of what there is, if there is anything."""
+    shown = {name: sorted(lines.get(name, [])) for name in order[:MAX_SERIES]}
+    if any(shown.values()):
+        svg = plot.line_plot(title, *axes, shown, log=log, dots=dots, bare=True)
+        legend = {number: name for number, name in enumerate(shown) if shown[name]}
+        yield Figure(title, note + _left_out(order), svg, legend)
 
 
 def _bars(title: str, note: str, bars: dict[str, dict[str, float]], unit: str) -> Iterator[Figure]:
     if bars:
         shown = dict(list(bars.items())[: 2 * MAX_SERIES])
-        names = list(dict.fromkeys(name for parts in shown.values() for name in parts))
-        note += _left_out(bars, 2 * MAX_SERIES)
-        yield Figure(title, note, plot.bars(title, shown, unit), names if len(names) > 1 else ())
+        names = dict.fromkeys(name for parts in shown.values() for name in parts)
+        legend = dict(enumerate(names)) if len(names) > 1 else {}
+        yield Figure(title, note + _left_out(bars, 2 * MAX_SERIES), plot.bars(title, shown, unit), legend)
 
 
-def _left_out(items: Sequence[Any] | dict[str, Any], most: int = MAX_SERIES) -> str:
+def _left_out(items: Collection[Any], most: int = MAX_SERIES) -> str:
     return f" The first {most} of {len(items)}; the rest are in the table." if len(items) > most else ""

@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 420, 64, 48, 40, 16
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 420, 76, 48, 40, 16
 COLOURS = ("#0969da", "#cf222e", "#1a7f37", "#8250df", "#9a6700", "#007a8a", "#b0124f", "#57606a")
 TICKS = 6
 ROW = 38  # the height of a bar or a distribution with its label above
@@ -42,7 +42,8 @@ def line_plot(
         title: What it shows; a page's reader hears it.
         x_label: The horizontal axis.
         y_label: The vertical one.
-        lines: The points of each line; a logarithmic axis has no place for what isn't above zero, and leaves it out.
+        lines: The points of each line, none to leave it out and keep the colours of the others; a logarithmic axis
+            has no place for what isn't above zero.
         log: Whether the axes are logarithmic, not from zero: both, or (x, y).
         dots: Points that no line joins.
         bare: For a page with its own title and legend: each line ends in its number, counted from 1.
@@ -69,7 +70,7 @@ def line_plot(
     parts = [
         *([] if bare else [_text(LEFT, 18, title, size=14)]),
         _text((LEFT + width) / 2, height - 10, x_label, anchor="middle"),
-        f'<g transform="translate(14 {height / 2}) rotate(-90)">{_text(0, 0, y_label, anchor="middle")}</g>',
+        f'<g transform="translate(12 {height / 2}) rotate(-90)">{_text(0, 0, y_label, anchor="middle")}</g>',
     ]
     for value in x_axis.ticks():
         x, _ = place((value, y_axis.start))
@@ -79,6 +80,8 @@ def line_plot(
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{width - RIGHT}" stroke="#d0d7de"/>')
         parts.append(_text(LEFT - 6, y + 4, f"{value:.4g}", anchor="end"))
     for number, (name, line) in enumerate(lines.items()):
+        if not line:
+            continue
         places = [place(point) for point in line]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         circles = [
@@ -88,7 +91,7 @@ def line_plot(
         ]
         shape = "" if dots else f'<polyline points="{path}" fill="none" stroke="currentColor" stroke-width="1.5"/>'
         legend = "" if bare else _text(LEFT + 12, top + 14 + 16 * number, name)
-        if bare and places:
+        if bare:
             legend = _text(places[-1][0] + (7 if dots else 4), places[-1][1] - 4, str(number + 1))
         parts.append(_series(number, shape, *circles, legend))
     return _document(title, width, height, parts)
@@ -117,15 +120,19 @@ def bars(title: str, rows: Mapping[str, Mapping[str, float]], unit: str) -> str:
 
 
 def distributions(title: str, rows: Mapping[str, NDArray[np.float64]], unit: str) -> str:
-    """An SVG document with a histogram for each row on one axis, up to the slowest row's p99, its median marked."""
-    low = min(float(values.min()) for values in rows.values())
-    high = max(float(np.percentile(values, 99)) for values in rows.values())
+    """An SVG document with a histogram for each row on one axis, up to the slowest row's p99, its median marked.
+
+    A row without values is left out, and the others keep their colours.
+    """
+    shown = {number: (label, values) for number, (label, values) in enumerate(rows.items()) if values.size}
+    low = min(float(values.min()) for _, values in shown.values())
+    high = max(float(np.percentile(values, 99)) for _, values in shown.values())
     high = high if high > low else low + 1.0
     width, parts = 560, []
-    for number, (label, values) in enumerate(rows.items()):
+    for place, (number, (label, values)) in enumerate(shown.items()):
         counts, _ = np.histogram(values, bins=NUM_BINS, range=(low, high))
-        base, step, tallest = (number + 1) * ROW - 2, width / NUM_BINS, max(counts.max(), 1)
-        tops = [f"{i * step:.1f},{base - 22 * count / tallest:.1f}" for i, count in enumerate(counts)]
+        base, step, tallest = (place + 1) * ROW - 2, width / NUM_BINS, max(counts.max(), 1)
+        tops = [f"{i * step:.1f},{base - 18 * count / tallest:.1f}" for i, count in enumerate(counts)]
         outline = " ".join(f"{top} {(i + 1) * step:.1f},{top.partition(',')[2]}" for i, top in enumerate(tops))
         median = float(np.median(values))
         x = min(max((median - low) / (high - low), 0.0), 1.0) * width
@@ -133,11 +140,11 @@ def distributions(title: str, rows: Mapping[str, NDArray[np.float64]], unit: str
             _series(
                 number,
                 f'<polygon points="0,{base} {outline} {width},{base}" fill="currentColor" fill-opacity="0.45"/>'
-                f'<path d="M{x:.1f} {base}v-24" stroke="currentColor" stroke-width="2"/>',
+                f'<path d="M{x:.1f} {base}v-20" stroke="currentColor" stroke-width="2"/>',
             ),
-            _text(0, number * ROW + 12, f"{label}: median {median:.3g} {unit}"),
+            _text(0, place * ROW + 13, f"{label}: median {median:.3g} {unit}"),
         ]
-    height = ROW * len(rows) + 18
+    height = ROW * len(shown) + 18
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         parts.append(_text(share * width, height - 3, f"{low + share * (high - low):.3g} {unit}", anchor=anchor))
     return _document(title, width, height, parts)
@@ -157,7 +164,11 @@ class _Axis:
 
     def ticks(self) -> list[float]:
         if not self.is_log:
-            return [self.start + (self.end - self.start) * number / TICKS for number in range(TICKS + 1)]
+            rough = (self.end - self.start) / TICKS
+            power = 10.0 ** math.floor(math.log10(rough))
+            step = next(each * power for each in (1, 2, 2.5, 5, 10) if each * power >= rough * (1 - 1e-9))
+            first, last = math.ceil(self.start / step - 1e-9), math.floor(self.end / step + 1e-9)
+            return [step * number for number in range(first, last + 1)]
         powers = range(math.floor(math.log10(self.start)), math.ceil(math.log10(self.end)) + 1)
         for steps in ((1, 2, 5), (1,)):
             found = [step * 10.0**power for power in powers for step in steps]
@@ -174,7 +185,7 @@ def _axis(values: Sequence[float], *, is_log: bool) -> _Axis:
     if not is_log:
         return _Axis(-_round_up(-low) if low < 0 else 0.0, _round_up(high), is_log=False)
     start = 1 / _round_up(1 / low)
-    return _Axis(start, max(_round_up(high), start * 2), is_log=True)
+    return _Axis(start, max(_round_up(high), start * 10), is_log=True)
 
 
 def _document(title: str, width: int, height: int, parts: Sequence[str]) -> str:

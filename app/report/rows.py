@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from .. import structured
 from ..measure.samples import Samples, load_samples
 from ..measure.statistics import Latency
 from ..record import EvaluationInfo, Memory, Record, RunError
+
+T = TypeVar("T")
 
 EAGER = "eager"
 SERVING = ("cudagraph", "compiled", "jit")  # runners, the best first
@@ -134,11 +136,12 @@ def read(directories: Sequence[Path]) -> tuple[list[Row], list[str]]:
     Raises:
         ValueError: a directory isn't there, or holds no record.
     """
-    rows, doubts = {}, []
+    rows: dict[Path, Row] = {}
+    doubts = []
     for directory in directories:
         if not directory.is_dir():
             raise ValueError(f"{directory} is no directory")
-        found = {}
+        found: dict[Path, Row] = {}
         for path in sorted(directory.rglob("sweep.json"), key=_natural):
             try:
                 sweep: Sweep = structured.decode(Sweep, json.loads(path.read_text(encoding="utf-8")))
@@ -151,37 +154,47 @@ def read(directories: Sequence[Path]) -> tuple[list[Row], list[str]]:
                 found[path.parent.resolve()] = _row(path, str(path.parent.relative_to(directory)))
         if not found:
             raise ValueError(f"{directory} holds no record.json, here or below")
-        rows |= found
+        several = f"{directory.name}/" if len(directories) > 1 else ""
+        rows |= {folder: replace(row, job=f"{several}{row.job}") for folder, row in found.items()}
     return list(rows.values()), doubts
 
 
 def labelled(rows: Sequence[Row], names: Collection[str]) -> list[Row]:
-    """The rows, each with its configuration as a label: mode, precision, and the overrides of these names."""
-    devices = {row.device for row in rows if row.device}
+    """The rows, each with its configuration as a label: mode, precision, and what has these names."""
 
     def label(row: Row) -> str:
-        own = _values(row)
         parts = [row.mode, row.precision, row.weights if row.weights != "frozen" else None]
-        parts += [
-            row.device if len(devices) > 1 else None,
-            *(f"{name}={own[name]}" for name in sorted(names) if name in own),
-        ]
+        parts += [f"{name}={value}" for name, value in sorted(_values(row).items()) if name in names]
         return " · ".join(part for part in parts if part) or " ".join(row.overrides) or row.job
 
     return [replace(row, label=label(row)) for row in rows]
 
 
 def varied(rows: Sequence[Row]) -> set[str]:
-    """Names of the overrides that tell a model's rows apart, beyond those that have a field of their own."""
+    """Names of what tells a model's rows apart: its device, and overrides that have no field of their own."""
     groups: dict[tuple[str | None, str | None], list[dict[str, str]]] = {}
     for row in rows:
-        groups.setdefault((row.task, row.model), []).append(_values(row))
+        if row.environment is not None:  # a job that died early knows less of itself, but is no other configuration
+            groups.setdefault((row.task, row.model), []).append(_values(row))
     return {
         name
         for values in groups.values()
         for name in set().union(*values)
         if len({own.get(name) for own in values}) > 1
     }
+
+
+def located(rows: Sequence[Row], identity: Callable[[dict[str, Any]], T]) -> tuple[list[Row], list[T]]:
+    """The rows, each with the index of its machine, and the machines, told apart by what `identity` makes of them."""
+    machines: list[T] = []
+    found = []
+    for row in rows:
+        if row.environment is not None:
+            if (machine := identity(row.environment)) not in machines:
+                machines.append(machine)
+            row = replace(row, machine=machines.index(machine))  # noqa: PLW2901 - the same row, located
+        found.append(row)
+    return found, machines
 
 
 def constant(rows: Sequence[Row]) -> dict[str, str]:
@@ -232,8 +245,13 @@ def _job(root: Path, job: Job, sweep: Sweep) -> Row:
 
 def _with_words(row: Row) -> Row:
     """The row with what its overrides say of it, where its record says nothing."""
-    said = dict(word.lstrip("+~").partition("=")[::2] for word in row.overrides)
-    return replace(row, **{name: said[name] for name in NAMED[:4] if getattr(row, name) is None and name in said})
+    said = _words(row)
+    return replace(
+        row,
+        model=row.model or said.get("model"),
+        mode=row.mode or said.get("mode"),
+        precision=row.precision or said.get("precision"),
+    )
 
 
 def _row(path: Path, job: str) -> Row:
@@ -309,11 +327,17 @@ def _timings(record: Record, make_s: float | None) -> Iterator[tuple[str, Timing
 
 
 def _values(row: Row) -> dict[str, str]:
-    """A row's overrides by name, without those that have a field and those that only steer the run."""
-    said = dict(word.lstrip("+~").partition("=")[::2] for word in row.overrides)
-    return {
-        name: value for name, value in said.items() if name not in NAMED and name.partition(".")[0] not in STEERING
+    """A row's device, and its overrides by name without those that have a field and those that only steer the run."""
+    device = {"device": row.device} if row.device else {}
+    return device | {
+        name: value
+        for name, value in _words(row).items()
+        if name not in NAMED and name.partition(".")[0] not in STEERING
     }
+
+
+def _words(row: Row) -> dict[str, str]:
+    return {name: value for name, _, value in (word.lstrip("+~").partition("=") for word in row.overrides)}
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

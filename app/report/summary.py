@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,17 +17,18 @@ from rich.text import Text
 
 from .. import __version__, structured
 from ..errors import OutputError
-from ..measure.statistics import Speedup, speedup
+from ..measure.statistics import Speedup, quotient
+from ..record import Memory
 from . import rows as reading
 from .console import figure, print_note
-from .rows import Row, Timing
+from .rows import SERVING, Row, Timing
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA = 1
 MAX_LINES = 12  # of answers and of failures on the terminal; the files have all
-# A CSV line's fields: those of the job, then those of one of its batch sizes.
+# A line of CSV has the fields of the job, then those of one of its batch sizes.
 JOB_FIELDS = (
     *(
         "job",
@@ -46,13 +46,21 @@ JOB_FIELDS = (
     ),
     *("verified", "rel_l2", "make_s", "start_s", "seconds_saved"),
 )
+CSV_FIELDS = (
+    *(*JOB_FIELDS, "rss_peak_bytes", "artifact_bytes", "device_peak_bytes", "overrides", "stage", "reason"),
+    *("batch", "runner", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "stdev_ms", "min_ms", "count", "eager_p50_ms"),
+    *("speedup", "speedup_low", "speedup_high", "throughput_per_s", "break_even_calls"),
+)
+MEASURED = ("p50 ms", "p99 ms", "speed-up", "95 %", "break-even calls")  # a line's columns in markdown
 
 
 @dataclass(frozen=True)
 class Answer:
     """The fastest configuration at one batch size of a model, of those that passed verification.
 
-    `lead` is how many times as long the runner-up takes, with its 95 % interval; null without raw samples.
+    Fastest is what gains most over the eager that was measured in turn with it: the same call takes longer beside
+    others than alone, so milliseconds of two runs don't compare. `lead` is the quotient of the two speed-ups, with
+    its 95 % interval; null where a record has none.
     """
 
     machine: int
@@ -62,7 +70,6 @@ class Answer:
     label: str
     timing: Timing
     runner_up: str | None
-    runner_up_ms: float | None
     lead: Speedup | None
     within_noise: bool | None
     num_candidates: int
@@ -99,14 +106,8 @@ def gather(directories: Sequence[Path]) -> Summary:
     """
     rows, doubts = reading.read(directories)
     rows = reading.labelled(rows, reading.varied(rows))
-    machines: list[dict[str, Any]] = []
-    for number, row in enumerate(rows):
-        if row.environment is None:
-            continue
-        facts = {name: value for name, value in row.environment.items() if name != "device"}
-        if facts not in machines:
-            machines.append(facts)
-        rows[number] = replace(row, machine=machines.index(facts), environment=None)
+    rows, machines = reading.located(rows, lambda facts: {name: facts[name] for name in facts if name != "device"})
+    rows = [replace(row, environment=None) for row in rows]  # once is enough in the file
     return Summary(
         directories=[str(directory) for directory in directories],
         commands=list(dict.fromkeys(filter(None, map(_command, rows)))),
@@ -138,7 +139,9 @@ def write(summary: Summary, folder: Path) -> None:
         for suffix, text in texts.items():
             (folder / f"summary.{suffix}").write_text(text, encoding="utf-8", errors="replace")
         with (folder / "summary.csv").open("w", encoding="utf-8", errors="replace", newline="") as file:
-            _write_csv(summary.rows, file)
+            writer = csv.DictWriter(file, CSV_FIELDS)
+            writer.writeheader()
+            writer.writerows(line for row in summary.rows for line in _lines(row))
     except OSError as error:
         raise OutputError(f"can't write the summary into {folder}: {error.strerror or error}") from error
 
@@ -152,7 +155,7 @@ def render(summary: Summary, console: Console) -> None:
             table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
         for answer in summary.answers[:MAX_LINES]:
             p50_ms, ratio = figure(answer.timing.latency_ms.p50), _times(answer.timing.speedup)
-            cells = (answer.model, answer.batch, answer.label, p50_ms, ratio, _lead(answer))
+            cells = (answer.model, answer.batch, answer.label, p50_ms, ratio, _runner_up(answer))
             # an override is anybody's text: no markup, no colours, and only what the terminal can show
             plain = (Text.from_ansi(cell).plain.encode(console.encoding, "replace") for cell in cells)
             table.add_row(*(Text(cell.decode(console.encoding)) for cell in plain))
@@ -183,9 +186,6 @@ def markdown(summary: Summary) -> str:
             lines.append(_line(*job, *measured(timing)))
     lines += ["", *(f"    {command}" for command in summary.commands), *map(escaped, summary.warnings)]
     return "\n".join(lines) + "\n"
-
-
-MEASURED = ("p50 ms", "p99 ms", "speed-up", "95 %", "break-even calls")
 
 
 def measured(timing: Timing) -> tuple[str, ...]:
@@ -234,16 +234,15 @@ def _answers(rows: Sequence[Row]) -> Iterator[Answer]:
 
     trusted = [item for item in reading.newest(rows) if item[0].is_trusted and item[0].machine is not None]
     for _, found in groupby(sorted(trusted, key=group), key=group):
-        yield _answer(sorted(found, key=lambda item: item[2].latency_ms.p50))
+        yield _answer(sorted(found, key=lambda item: _speedup(item[2]).ratio, reverse=True))
 
 
 def _answer(candidates: Sequence[tuple[Row, str, Timing]]) -> Answer:
     (row, batch, timing), *others = candidates
     assert row.machine is not None
-    lead = noise = None
-    if others:
-        other, _, slower = others[0]
-        lead, noise = _compared(row, timing, other, slower, batch)
+    lead = None
+    if others and all(each.interval or each.runner not in SERVING for each in (timing, others[0][2])):
+        lead = quotient(_speedup(timing), _speedup(others[0][2]))
     answer = Answer(
         machine=row.machine,
         model=row.model or "",
@@ -252,56 +251,44 @@ def _answer(candidates: Sequence[tuple[Row, str, Timing]]) -> Answer:
         label=row.label,
         timing=timing,
         runner_up=others[0][0].label if others else None,
-        runner_up_ms=others[0][2].latency_ms.p50 if others else None,
         lead=lead,
-        within_noise=noise,
+        within_noise=lead.low <= 1.0 if lead else None,
         num_candidates=len(candidates),
         sentence="",
     )
     return replace(answer, sentence=_sentence(answer))
 
 
-def _compared(row: Row, timing: Timing, other: Row, slower: Timing, batch: str) -> tuple[Speedup | None, bool | None]:
-    """How many times as long the other takes, and whether that is noise.
-
-    It is where the interval holds 1, or where eager, the same code in both runs, differs by as much: an interval of
-    one process's samples knows nothing of how far another process's would lie.
-    """
-    fast, slow = row.samples(timing.runner, batch), other.samples(slower.runner, batch)
-    if fast is None or slow is None:
-        return None, None
-    lead = speedup(slow, fast)
-    drift = 1.0
-    if timing.eager_ms and slower.eager_ms and row.folder != other.folder:
-        drift = math.exp(abs(math.log(slower.eager_ms.p50 / timing.eager_ms.p50)))
-    return lead, lead.low <= 1.0 or lead.ratio <= drift
+def _speedup(timing: Timing) -> Speedup:
+    """Over eager in fp32; of eager itself it is 1."""
+    ratio = timing.speedup or 1.0
+    low, high = timing.interval or (ratio, ratio)
+    return Speedup(ratio, low, high)
 
 
 def _sentence(answer: Answer) -> str:
-    timing = answer.timing
-    text = f"{answer.model}, batch {answer.batch}: {answer.label} is fastest of {answer.num_candidates} with "
-    text = text.replace("fastest of 1 with", "the only configuration that passed, at")
-    text += f"{figure(timing.latency_ms.p50)} ms"
-    if timing.runner in reading.SERVING and timing.speedup is not None:
+    timing, num = answer.timing, answer.num_candidates
+    rank = f"is fastest of {num}" if num > 1 else "is the only one that passed"
+    text = f"{answer.model}, batch {answer.batch}: {answer.label} {rank}, {figure(timing.latency_ms.p50)} ms"
+    if timing.speedup is not None:
         spread = f" (95 %: {'-'.join(map(figure, timing.interval))})" if timing.interval else ""
-        text += f", {figure(timing.speedup)} times as fast as eager fp32{spread}"
+        text += f", {_times(timing.speedup)} as fast as eager fp32{spread}"
     if timing.break_even_calls is not None:
-        text += f", which pays for compiling after {timing.break_even_calls:,} calls"
+        text += f"; compiling pays after {timing.break_even_calls:,} calls"
     if answer.runner_up is None:
         return f"{text}."
-    text += f". The runner-up, {answer.runner_up}, takes {figure(answer.runner_up_ms)} ms"
-    if answer.lead is None:
-        return f"{text}; there are no samples to test that by."
-    spread = f"{figure(answer.lead.low)}-{figure(answer.lead.high)}"
-    text += f", {figure(answer.lead.ratio)} times as long ({spread})"
-    return f"{text}: within the noise." if answer.within_noise else f"{text}: beyond the noise."
+    return f"{text}. The runner-up is {_runner_up(answer, with_interval=True)}."
 
 
-def _lead(answer: Answer) -> str:
-    if answer.lead is None:
+def _runner_up(answer: Answer, *, with_interval: bool = False) -> str:
+    if answer.runner_up is None or answer.lead is None:
         return answer.runner_up or ""
-    verdict = "within the noise" if answer.within_noise else f"{_times(answer.lead.ratio)} as long"
-    return f"{answer.runner_up}, {verdict}"
+    lead = answer.lead
+    spread = f" ({figure(1 / lead.high)}-{figure(1 / lead.low)})" if with_interval else ""
+    verdict = f", {'within' if answer.within_noise else 'beyond'} the noise" if with_interval else ""
+    if answer.within_noise and not with_interval:
+        return f"{answer.runner_up}, within the noise"
+    return f"{answer.runner_up}, {_times(1 / lead.ratio)} as fast{spread}{verdict}"
 
 
 def _times(ratio: float | None) -> str:
@@ -323,24 +310,23 @@ def _line(*cells: object) -> str:
     return f"| {' | '.join('' if cell is None else escaped(str(cell)) for cell in cells)} |"
 
 
-def _write_csv(rows: Sequence[Row], file: Any) -> None:
-    figures = ("p50", "p90", "p99", "mean", "stdev", "min", "count")
-    writer = csv.writer(file)
-    writer.writerow(
-        (*JOB_FIELDS, "overrides", "stage", "reason", "rss_peak_bytes", "artifact_bytes", "device_peak_bytes")
-        + ("batch", "runner", *(f"{name}_ms".replace("count_ms", "count") for name in figures), "eager_p50_ms")
-        + ("speedup", "speedup_low", "speedup_high", "throughput_per_s", "break_even_calls")
-    )
-    for row in rows:
-        error, memory = row.error, row.memory
-        job = [getattr(row, name) for name in JOB_FIELDS]
-        job += [" ".join(row.overrides), error.stage if error else None, error.message if error else None]
-        job += [memory.rss_peak_bytes, memory.artifact_bytes, memory.device_peak_bytes] if memory else [None] * 3
-        for batch, timing in row.batches.items():
-            eager_ms = timing.eager_ms.p50 if timing.eager_ms else None
-            values = [getattr(timing.latency_ms, name) for name in figures]
-            ends = timing.interval or (None, None)
-            rates = (timing.speedup, *ends, timing.throughput_per_s, timing.break_even_calls)
-            writer.writerow([*job, batch, timing.runner, *values, eager_ms, *rates])
-        if not row.batches:
-            writer.writerow(job)
+def _lines(row: Row) -> Iterator[dict[str, Any]]:
+    """A row as lines of CSV, one for each batch size, by column."""
+    job = {name: getattr(row, name) for name in JOB_FIELDS} | asdict(row.memory or Memory())
+    job["overrides"] = " ".join(row.overrides)
+    job |= {"stage": row.error.stage, "reason": row.error.message} if row.error else {}
+    if not row.batches:
+        yield job
+    for batch, timing in row.batches.items():
+        low, high = timing.interval or (None, None)
+        yield job | {
+            "batch": batch,
+            "runner": timing.runner,
+            **{name if name == "count" else f"{name}_ms": value for name, value in asdict(timing.latency_ms).items()},
+            "eager_p50_ms": timing.eager_ms.p50 if timing.eager_ms else None,
+            "speedup": timing.speedup,
+            "speedup_low": low,
+            "speedup_high": high,
+            "throughput_per_s": timing.throughput_per_s,
+            "break_even_calls": timing.break_even_calls,
+        }
