@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def processes_with(word):
 
 
 def test_each_bad_job_costs_one_row(project):
-    code, out, err = run(project, "mode=eager", "experiment=good,segfault,raise,exit,hang,other")
+    code, _, err = run(project, "mode=eager", "experiment=good,segfault,raise,exit,hang,other")
     assert code == 4, err
     (folder,) = sweeps(project)
     found = records(folder)
@@ -152,17 +153,18 @@ def test_a_killed_sweep_takes_its_jobs_with_it_and_goes_on_where_it_was(project)
     assert len(sweeps(project)) == 2  # the first is complete
 
 
-def test_a_terminated_sweep_leaves_its_summary_and_says_how_to_go_on(project):
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_sweep_leaves_its_summary_and_says_how_to_go_on(project, number, expected):
     process = start(project, "mode=eager", "experiment=good,hang")
     wait_for(lambda: sweeps(project) and 1 in records(sweeps(project)[0]), process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
+    assert process.returncode == expected, err
     (folder,) = sweeps(project)
     assert State.load(folder).status == "interrupted"
     assert "python -m app --config-dir=conf -m" in err
     summary = json.loads((folder / "summary.json").read_text())
-    assert [row["status"] for row in summary["rows"]][0] == "ok"
+    assert next(row["status"] for row in summary["rows"]) == "ok"
     assert not processes_with("app.jobs")
 
 
@@ -185,7 +187,7 @@ def test_what_a_resumed_job_would_do_differently_is_done_again(project):
     assert (folder / "1" / "compile" / "record.json").exists()
 
     def again():
-        State.load(folder).__class__(**{**vars(State.load(folder)), "status": "interrupted"}).save(folder)
+        replace(State.load(folder), status="interrupted").save(folder)
         code, _, err = run(project, *words)
         assert code == 0, err
         return err.replace("\n", " ")
