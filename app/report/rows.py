@@ -149,9 +149,12 @@ def read(directories: Sequence[Path]) -> tuple[list[Row], list[str]]:
                 doubts.append(f"{path}: {error}; only the jobs that left a record are shown")
                 continue
             found |= {(path.parent / job.folder).resolve(): _job(path.parent, job, sweep) for job in sweep.jobs}
-        for path in sorted(directory.rglob("record.json"), key=_natural):
-            if path.parent.resolve() not in found:
-                found[path.parent.resolve()] = _row(path, str(path.parent.relative_to(directory)))
+        written = sorted(directory.rglob("record.json"), key=_natural)
+        runs = {*found, *(path.parent.resolve() for path in written)}
+        for path in written:
+            folder = path.parent.resolve()
+            if folder not in found and runs.isdisjoint(folder.parents):  # what a run started is no run of its own
+                found[folder] = _row(path, str(path.parent.relative_to(directory)))
         if not found:
             raise ValueError(f"{directory} holds no record.json, here or below")
         several = f"{directory.name}/" if len(directories) > 1 else ""
