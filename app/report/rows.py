@@ -198,9 +198,9 @@ def located(rows: Sequence[Row], identity: Callable[[dict[str, Any]], T]) -> tup
 
 
 def constant(rows: Sequence[Row]) -> dict[str, str]:
-    """The overrides that all rows share."""
-    names = varied(rows)
-    return {name: value for row in rows for name, value in _values(row).items() if name not in names}
+    """The device and the overrides that all rows share."""
+    first, *others = [_values(row) for row in rows if row.environment is not None] or [{}]
+    return {name: value for name, value in first.items() if all(own.get(name) == value for own in others)}
 
 
 def newest(rows: Sequence[Row]) -> Iterator[tuple[Row, str, Timing]]:
