@@ -168,7 +168,8 @@ def _scatter(shared: Sequence[tuple[Place, Found, Found]]) -> dict[str, float]:
 
 
 def _eager(old: Timing, new: Timing) -> float | None:
-    return old.eager_ms.p50 / new.eager_ms.p50 if old.eager_ms and new.eager_ms else None
+    medians = [timing.eager_ms.p50 if timing.eager_ms else 0.0 for timing in (old, new)]
+    return medians[0] / medians[1] if min(medians) > 0 else None
 
 
 def _change(place: Place, before: Found, after: Found, tolerance: float, relative: float) -> Change:

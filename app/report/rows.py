@@ -310,6 +310,8 @@ def _timings(record: Record, make_s: float | None) -> Iterator[tuple[str, Timing
     for batch in sorted(latency[runner], key=by_size):
         eager, served = latency.get(EAGER, {}).get(batch), latency[runner][batch]
         gained_ms = eager.p50 - served.p50 if eager else 0.0
+        ratio, ends = (record.speedup or {}).get(batch), (record.speedup_interval or {}).get(batch)
+        ratio = ratio if ratio and ratio > 0 else None
         pays = gained_ms > SHORTEST_MS and runner in SERVING
         yield (
             batch,
@@ -318,8 +320,8 @@ def _timings(record: Record, make_s: float | None) -> Iterator[tuple[str, Timing
                 rung=(record.rungs or {}).get(batch, record.rung or runner),
                 latency_ms=served,
                 eager_ms=eager,
-                speedup=(record.speedup or {}).get(batch),
-                interval=(record.speedup_interval or {}).get(batch),
+                speedup=ratio,
+                interval=ends if ratio and ends and len(ends) == 2 and 0 < ends[0] <= ends[1] else None,
                 throughput_per_s=(record.throughput_per_s or {}).get(batch),
                 break_even_calls=math.ceil(1e3 * make_s / gained_ms) if pays and make_s is not None else None,
             ),
