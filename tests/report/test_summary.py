@@ -56,6 +56,13 @@ def test_a_refused_run_never_wins(tmp_path, runs):
     assert set(answers(gather([tmp_path])).values()) == {"default · fp32"}
 
 
+def test_eager_in_another_precision_is_no_reference(tmp_path, runs):
+    runs.put(tmp_path / "0", None, mode="eager", precision="bf16")
+    assert gather([tmp_path]).answers == []
+    runs.put(tmp_path / "0", None, mode="eager", precision="fp32")
+    assert set(answers(gather([tmp_path])).values()) == {"eager · fp32"}
+
+
 def test_a_lead_that_its_interval_does_not_bear_out_is_noise(tmp_path, runs):
     runs.put(tmp_path / "0", 0.500)
     runs.put(tmp_path / "1", 0.5003, mode="reduce-overhead")
