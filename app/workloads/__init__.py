@@ -109,8 +109,8 @@ def unwrapped(module: nn.Module) -> tuple[nn.Module, str]:
 
 
 def at_precision(module: nn.Module, name: str) -> nn.Module:
-    """The module that computes in `fp32` (itself) or `bf16` (a copy)."""
-    return module if name == "fp32" else AtPrecision(module, torch.bfloat16)
+    """The module that computes in `fp32` (itself), or in `bf16` or `fp16` (a copy)."""
+    return module if name == "fp32" else AtPrecision(module, {"bf16": torch.bfloat16, "fp16": torch.float16}[name])
 
 
 def build(settings: Settings, device: str) -> Workload:
