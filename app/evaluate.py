@@ -104,21 +104,22 @@ def run(context: Context, job: Job, served: Model) -> EvaluationInfo:
         with torch.inference_mode(), context.phases(EVALUATE, about=f"evaluate {rows:,} rows{done}"):
             for part in _parts(context, job, served, chunks.num_rows):
                 chunks.add(part)
-    except KeyboardInterrupt:
-        context.warn(f"{chunks.num_rows} of {rows} rows are done: go on with evaluate.resume={place}")
+        return summarise(
+            chunks.joined(),
+            job.dataset.labels,
+            config,
+            job.metric,
+            data=job.dataset.name,
+            data_sha256=job.dataset.digest,
+            resumed_rows=chunks.num_resumed,
+            batch_size=config.batch_size,
+        )
+    except BaseException:  # Ctrl-C, or the user's model or metric
+        if chunks.num_rows:
+            context.warn(f"{chunks.num_rows} of {rows} rows are done: go on with evaluate.resume={place}")
         raise
     finally:
         chunks.save()
-    return summarise(
-        chunks.joined(),
-        job.dataset.labels,
-        config,
-        job.metric,
-        data=job.dataset.name,
-        data_sha256=job.dataset.digest,
-        resumed_rows=chunks.num_resumed,
-        batch_size=config.batch_size,
-    )
 
 
 def batches(first: int, rows: int, size: int, low: int = 1) -> Iterator[tuple[int, int]]:

@@ -24,7 +24,8 @@ def read(config: DataConfig, inputs: Sequence[str]) -> Columns:
         ConfigError, DataError: as `app.data.read` says.
     """
     if config.name == "none":
-        raise ConfigError(f"data is not given: choose data={'|'.join(SOURCES[1:])}")
+        rows = [name for name in SOURCES if name not in {"none", "workload"}]
+        raise ConfigError(f"data is not given: choose data={'|'.join(rows)}")
     if config.name == "workload":
         raise ConfigError("data=workload holds calls, not rows: it is for task=profile")
     if config.name == "digits":
