@@ -1,14 +1,13 @@
 """Record: one run as versioned JSON. Users and scripts rely on its field names: extend, don't rename."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
 from . import __version__, structured
-from .errors import OutputError
+from .files import write_text
 from .measure.statistics import Latency
 
 SCHEMA = 1
@@ -234,19 +233,7 @@ class Record:
 
     def save(self, path: Path) -> None:
         """Write the record so that a reader finds all of it or nothing, even after a crash."""
-        text = self.to_json()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            try:
-                with temporary.open("w", encoding="ascii") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..config import BATCH, DimConfig, ModelConfig, Settings, resolve_callable
-from ..errors import AppError, BuildError, ConfigError
+from ..errors import AppError, BuildError, ConfigError, first_line
 from . import examples
 from .checkpoint import load_into
 from .inputs import TensorInput, draw, inputs_of_program
@@ -158,7 +158,7 @@ def _from_factory(model: ModelConfig) -> nn.Module:
         except AppError:
             raise
         except Exception as error:  # the user's own code may raise anything
-            raise BuildError(f"model.target={model.target!r} raised {_first_line(error)}") from error
+            raise BuildError(f"model.target={model.target!r} raised {first_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise BuildError(f"model.target={model.target!r} returned a {type(module).__name__}, not an nn.Module")
     return module
@@ -171,9 +171,4 @@ def _first_call(workload: Workload) -> None:
             workload.module(*args, **kwargs)
     except Exception as error:  # the user's own code may raise anything
         given = ", ".join(f"{spec.name}: {spec}" for spec in workload.inputs)
-        raise BuildError(f"the model rejects its inputs ({given}): {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        raise BuildError(f"the model rejects its inputs ({given}): {first_line(error)}") from error
