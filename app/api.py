@@ -285,7 +285,7 @@ def compile_model(
         example_inputs: A tensor, a sequence of positional ones, or a dict by argument name.
         overrides: Further config: `"weights=external"`, `"cache=project"`.
         mode: As `torch.compile`'s.
-        precision: `fp32` or `bf16`.
+        precision: `fp32`, `bf16` or `fp16`.
         dynamic: Axes that vary, by argument, with the names of their dimensions: `{"x": {0: "batch"}}`; or with a
             `torch.export.Dim`, which has a range too (1 to 1024 otherwise). None: the first axis of all inputs, if
             they agree on its size and the module exports so; `{}`: nothing varies.

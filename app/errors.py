@@ -144,3 +144,9 @@ class UnreadableError(AppError):
 
     stage = "cache"
     exit_code = 8
+
+
+def first_line(error: BaseException) -> str:
+    """Type and first line of somebody else's exception, which may go on for pages."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

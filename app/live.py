@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 
 from .config import BATCH, DimConfig, InputConfig, ModelConfig, Settings
-from .context import Context
+from .context import COMPILE_LOG, Context
 from .errors import ConfigError, ExportError
 from .fingerprint import UncertainError, fingerprint
 from .progress import Phases
@@ -181,6 +183,23 @@ def name_of(module: nn.Module) -> tuple[str, str | None]:
         return "none", str(error)
 
 
+@contextmanager
+def _printed_into(log: Path) -> Iterator[None]:
+    """What torch prints of a program that it can't export, whole graphs, goes where the worker's output goes."""
+    # torch's own handlers only: one of the user's may write to a file
+    loggers = [each for name, each in logging.root.manager.loggerDict.items() if name.partition(".")[0] == "torch"]
+    handlers = (each for logger in loggers for each in getattr(logger, "handlers", ()))  # a placeholder has none
+    own = {each: each.stream for each in handlers if type(each) is logging.StreamHandler}
+    with log.open("a", encoding="utf-8") as stream, redirect_stderr(stream):
+        for each in own:
+            each.setStream(stream)
+        try:
+            yield
+        finally:
+            for each, before in own.items():
+                each.setStream(before)
+
+
 class LiveContext(Context):
     """A run whose model is here already; the worker gets it as an exported program.
 
@@ -220,7 +239,7 @@ class LiveContext(Context):
 
         self.import_torch()
         workload, model = self.workload, self.settings.model
-        with self.phases("export"):
+        with self.phases("export"), _printed_into(self.folder / COMPILE_LOG):
             program = export(workload, workload.module).program
             # by position: a program may have other names for the same inputs
             order = dict(zip(map(str, program.graph_signature.user_inputs), model.inputs, strict=True))

@@ -25,6 +25,7 @@ from .dependencies import named_files
 from .environment import resolve_device
 from .errors import AppError, ConfigError, TerminatedError
 from .fallback import EAGER
+from .files import write_text
 from .jobs import RECORD, Job
 from .keys import request_key
 from .progress import JobsProgress
@@ -70,9 +71,7 @@ class State:
 
     def save(self, folder: Path) -> None:
         """Write it into the sweep's folder, whole or not at all."""
-        temporary = folder / f".{STATE}.{os.getpid()}"
-        temporary.write_text(json.dumps(structured.encode(self), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / STATE)
+        write_text(folder / STATE, json.dumps(structured.encode(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Self:

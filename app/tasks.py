@@ -6,7 +6,6 @@ Each returns rows for a table or for `output=json`, or raises what its exit code
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from typing import Any
 from . import doctor, jobs, lookup, names, pipeline, profile
 from .acquire import explain, opened
 from .context import Context
-from .errors import ConfigError, CorruptError, OutputError, StoreError, SweepError, UnreadableError, UntrustedError
+from .errors import ConfigError, CorruptError, StoreError, SweepError, UnreadableError, UntrustedError
+from .files import replaced
 from .record import Record
 from .store import KINDS, Manifest, Store, archive
 from .store.trust import create_key, pack, unpack
@@ -182,15 +182,8 @@ def export(context: Context, store: Store) -> Rows:
     elif store.trust.policy != "none":
         context.warn("there is no cache.signing_key: what isn't signed can be read with cache.trust=none only")
     documents = [pack(unpack(data, store.trust), store.trust) for data in store.documents("aliases").values()]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with context.phases("export"), temporary.open("wb") as stream:
-            archive.write(stream, store, [(row["kind"], row["digest"]) for row in rows], documents)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"cache.file={str(path)!r} can't be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with context.phases("export"), replaced(path) as stream:
+        archive.write(stream, store, [(row["kind"], row["digest"]) for row in rows], documents)
     return rows
 
 

@@ -337,9 +337,12 @@ class Branches(nn.Module):
         return x * 2 if x.sum() > 0 else x - 1
 
 
-def test_what_does_not_export_is_served_by_the_module_itself(tmp_path):
+def test_what_does_not_export_is_served_by_the_module_itself(tmp_path, capfd, caplog):
     with app.session(cache={"dir": str(tmp_path / "store")}):
         model = app.compile_model(Branches(), torch.ones(2, 3))
+    assert "sum_1" not in capfd.readouterr().err  # torch prints its graph, which the log has instead
+    said = next(text for text in caplog.messages if text.startswith("fallback"))
+    assert "sum_1" in Path(said.partition("all of it: ")[2].rstrip(")")).read_text()
     assert torch.equal(model(-torch.ones(2, 3)), -torch.ones(2, 3) - 1)
     assert [(step["stage"], step["to"]) for step in model.info["fallbacks"]] == [("export", "eager")]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import inspect
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,7 @@ def _trace(workload: Workload, module: nn.Module) -> ExportedProgram:
                 dynamic.update(dynamic.pop(parameter.name))
         return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # export runs the user's code and raises whatever that raises
+        traceback.print_exc()  # standard error is a log here, and has all of it
         raise ExportError(_cause(error)) from error
 
 
