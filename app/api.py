@@ -335,16 +335,17 @@ def compile_model(
 
 def _first_that_exports(contexts: Sequence[Context]) -> tuple[Context, Ladder]:
     """The first of several ways to compile a module that its export takes; the last serves in any case."""
+    *others, last = contexts
     why = ""
-    for context in contexts:
-        ladder = serving.serve(context)
-        failed = [step for step in context.record.fallbacks if step.stage == ExportError.stage]
-        if not failed and why:
-            context.warn(f"compiled for the examples' sizes alone: with a batch of any size, {why}")
-        if not failed or context is contexts[-1]:
-            return context, ladder
-        why = failed[0].reason
-    raise AssertionError
+    for context in others:
+        try:
+            return context, serving.serve(context, exporting=True)
+        except ExportError as error:
+            why = error.message
+    ladder = serving.serve(last)
+    if why and last.record.rung != EAGER:
+        last.warn(f"compiled for the examples' sizes alone: with a batch of any size, {why}")
+    return last, ladder
 
 
 def _device_of(module: nn.Module, tensors: Mapping[str, torch.Tensor], asked: str) -> str:

@@ -108,7 +108,8 @@ def _highest(graph: torch.fx.GraphModule, name: str, same: set[str], derived: se
         parts = list(_parts(graph, node))
         for part in parts:
             # operands may come in any order: whatever is inside counts as made of the input
-            _highest(part, name, set(), {item.name for item in part.graph.nodes if item.op == "placeholder"})
+            given = [item for item in part.graph.nodes if item.op == "placeholder"]
+            _highest(part, name, set(), {item.name for item in given if isinstance(item.meta["val"], torch.Tensor)})
         index = node.args[1] if operator == "embedding" else None
         if index is not None and index.name in integers:
             size = node.args[0].meta["val"].shape[0]

@@ -46,7 +46,7 @@ class CompiledModel(InEvalMode):
 
     Attributes:
         unpaddable: Why calls are not padded in a dimension; for the batch nor split.
-        sizes_seen: How many calls each batch size had.
+        sizes_seen: How many calls each batch size had; those that compare and time the model are no traffic.
     """
 
     def __init__(
