@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 420, 64, 48, 40, 16
 COLOURS = ("#0969da", "#cf222e", "#1a7f37", "#8250df")
-TICKS = 8
+TICKS = 6
 
 Points = Sequence[tuple[float, float]]
 
@@ -22,10 +22,10 @@ def line_plot(title: str, x_label: str, y_label: str, lines: Mapping[str, Points
     points = [point for line in lines.values() for point in line]
     if not points:
         raise ValueError("nothing to plot")
-    x_ticks, y_ticks = (_ticks(max(point[axis] for point in points)) for axis in (0, 1))
+    x_end, y_end = (_round_up(max(point[axis] for point in points)) for axis in (0, 1))
 
     def place(point: tuple[float, float]) -> tuple[float, float]:
-        x, y = point[0] / x_ticks[-1], point[1] / y_ticks[-1]
+        x, y = point[0] / x_end, point[1] / y_end
         return LEFT + x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y * (HEIGHT - BOTTOM - TOP)
 
     parts = [
@@ -37,11 +37,12 @@ def line_plot(title: str, x_label: str, y_label: str, lines: Mapping[str, Points
         _text((LEFT + WIDTH) / 2, HEIGHT - 10, x_label, anchor="middle"),
         f'<g transform="translate(14 {HEIGHT / 2}) rotate(-90)">{_text(0, 0, y_label, anchor="middle")}</g>',
     ]
-    parts += [_text(place((value, 0))[0], HEIGHT - BOTTOM + 16, f"{value:.4g}", anchor="middle") for value in x_ticks]
-    for value in y_ticks:
-        y = place((0, value))[1]
+    for number in range(TICKS + 1):
+        x_value, y_value = x_end * number / TICKS, y_end * number / TICKS
+        x, y = place((x_value, y_value))
         parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#d0d7de"/>')
-        parts.append(_text(LEFT - 6, y + 4, f"{value:.4g}", anchor="end"))
+        parts.append(_text(x, HEIGHT - BOTTOM + 16, f"{x_value:.4g}", anchor="middle"))
+        parts.append(_text(LEFT - 6, y + 4, f"{y_value:.4g}", anchor="end"))
     for (name, line), colour in zip(lines.items(), COLOURS * len(lines), strict=False):
         places = [place(point) for point in line]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -61,9 +62,9 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 1
     return f'<text {place} font-size="{size}" fill="{colour}">{html.escape(text)}</text>'
 
 
-def _ticks(largest: float) -> list[float]:
-    """From zero to the largest or beyond, in steps that read well: 1, 2 or 5 times a power of ten."""
-    largest = largest if largest > 0 else 1.0
-    power = 10.0 ** math.floor(math.log10(largest / TICKS))
-    step = next(step * power for step in (1, 2, 5, 10) if step * power >= largest / TICKS * (1 - 1e-9))
-    return [step * number for number in range(math.ceil(largest / step * (1 - 1e-9)) + 1)]
+def _round_up(value: float) -> float:
+    """The next number that reads well: 1, 1.5, 2, 3, 5 or 8 times a power of ten."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return float(next(step * power for step in (1, 1.5, 2, 3, 5, 8, 10) if step * power >= value * (1 - 1e-9)))
