@@ -231,7 +231,7 @@ def _rungs(best: str, rungs: Mapping[str, str]) -> str:
 def _tuned(row: Mapping[str, Any]) -> str:
     chosen, today = row["chosen"], row["today"]
     sizes, before = (", ".join(map(str, each["buckets"])) for each in (chosen, today))
-    saved = f"{row['saving_percent']:.0f} % less than {before}"
+    saved = f"{abs(row['saving_percent']):.0f} % {'more' if row['saving_percent'] < 0 else 'less'} than {before}"
     parts = [
         f"{sizes}: {figure(chosen['expected_ms'])} ms a call expected, {saved}",
         f"{chosen['hit_rate']:.0%} of calls are a bucket",
