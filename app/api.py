@@ -21,6 +21,7 @@ from .config import BATCH, CacheConfig, require
 from .errors import ConfigError, ExportError, InputError
 from .fallback import EAGER
 from .monitor import performance_monitor
+from .runtime.ladder import InEvalMode
 from .structured import encode
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _INFO = (
 )  # fmt: skip
 
 
-class Model:
+class Model(InEvalMode):
     """A compiled model that is called like the eval-mode module it replaces, on the best rung that works.
 
     Attributes of the module that this class hasn't are passed on; of a model that was loaded by config they are read
@@ -132,24 +133,6 @@ class Model:
     def unload(self) -> None:
         """Let go of the library, its graphs and weights; calls raise InputError from now on."""
         self._ladder.unload()
-
-    def eval(self) -> Model:
-        """Itself: it was exported in eval mode."""
-        return self
-
-    def train(self, mode: bool = True) -> Model:
-        """Raise InputError for anything but `train(False)`."""
-        if mode:
-            raise InputError(
-                "a compiled model can't be trained: train the module itself, and compile it again afterwards"
-            )
-        return self
-
-    def to(self, *_: Any, **__: Any) -> Model:
-        """Raise InputError: code is compiled for one device and one precision."""
-        raise InputError(
-            "a compiled model stays on its device, in its precision: load it with device=... precision=..."
-        )
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Exchange external weights in place, on every rung; nobody has verified the new ones.
