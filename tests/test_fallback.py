@@ -17,7 +17,7 @@ STAGES = [field.name for field in dataclasses.fields(FallbackConfig) if field.na
 STRICT = FallbackConfig("strict", **dict.fromkeys(STAGES, "raise"))
 
 SERVED = [errors.StoreError, errors.ExportError, errors.CompileError, errors.VerifyError, errors.LoadError]
-SERVED += [errors.CaptureError, errors.ServeError]
+SERVED += [errors.CaptureError, errors.ServeError, errors.IndexingError]
 NEVER = [errors.ConfigError, errors.BuildError, errors.OutputError, errors.MissError, errors.InputError]
 NEVER += [errors.SweepError, errors.CorruptError, errors.UntrustedError, errors.UnreadableError]
 NEVER += [errors.DataError, errors.EvaluationError]
