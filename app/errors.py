@@ -49,6 +49,10 @@ class ExportError(AppError):
     stage = "export"
 
 
+class IndexingError(ExportError):
+    """Indices can't be kept within their table: compiled code, torch.compile's too, would end the process."""
+
+
 class CompileError(AppError):
     """The compiler fails, crashes, or outlasts its time limit."""
 

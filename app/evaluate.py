@@ -25,6 +25,7 @@ from .errors import ConfigError, EvaluationError
 from .fallback import EAGER
 from .files import write_text
 from .measure.clock import Clock, clock_for
+from .monitor import performance_monitor
 from .record import EvaluationInfo
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _parts(context: Context, job: Job, served: Model, first: int) -> Iterator[Pa
     """What each batch comes to, from row `first`; every row once."""
     config, rows = context.settings.evaluate, len(job.dataset)
     clock, eager = clock_for(context.device), context.workload.module
-    models: dict[str, Model] = {EAGER: eager, "compiled": served}
+    models: dict[str, Model] = {EAGER: performance_monitor.monitor(f"inference/{EAGER}")(eager), "compiled": served}
     done = first
     for number, (start, stop) in enumerate(batches(first, rows, config.batch_size, context.workload.dims[BATCH].min)):
         call = _call(context, job, start, stop)

@@ -234,23 +234,16 @@ class LiveContext(Context):
         Raises:
             ExportError: torch can't export it, or can't save what it exported.
         """
-        from .compiler import indices  # these import torch.export, which a hit does without
-        from .compiler.export import export
+        from .compiler.export import export  # it imports torch.export, which a hit does without
 
         self.import_torch()
         workload, model = self.workload, self.settings.model
         with self.phases("export"), _printed_into(self.folder / COMPILE_LOG):
-            program = export(workload, workload.module).program
-            # by position: a program may have other names for the same inputs
-            order = dict(zip(map(str, program.graph_signature.user_inputs), model.inputs, strict=True))
-            declared = frozenset(name for name, item in order.items() if item.low is not None)
-            known = indices.ranges(program, declared)
-        inputs = [
-            replace(item, low=low, high=high) if item.low is None and (low, high) != (None, None) else item
-            for item, (low, high) in ((order[name], known.get(name) or (None, None)) for name in order)
-        ]
+            exported = export(workload, workload.module)
+        ranged = zip(model.inputs, exported.spec.inputs, strict=True)
+        inputs = [replace(item, low=spec.low, high=spec.high) for item, spec in ranged]
         try:
-            torch.export.save(program, staging / PROGRAM)
+            torch.export.save(exported.program, staging / PROGRAM)
         except Exception as error:  # torch serialises what it can, and raises whatever it trips over
             raise ExportError(
                 f"the exported program can't be saved: {type(error).__name__}: {error}"[:500]

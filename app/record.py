@@ -209,6 +209,7 @@ class Record:
     speedup_same_precision: dict[str, float | None] | None = None
     throughput_per_s: dict[str, float] | None = None
     plans: dict[str, PlanInfo] | None = None
+    tuned: dict[str, Any] | None = None
     unsplittable: str | None = None
     evaluation: EvaluationInfo | None = None
     precision_choice: PrecisionChoice | None = None

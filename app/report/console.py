@@ -223,6 +223,8 @@ def _notes(record: Record) -> Iterator[tuple[str, str]]:
     if record.speedup_same_precision:
         same = [f"{figure(ratio)}x (batch {batch})" for batch, ratio in record.speedup_same_precision.items()]
         yield "speed-up", f"against eager in {record.precision}: {_listed(same)}"
+    if record.tuned:
+        yield "buckets", _tuned(record.tuned)
     if record.monitor and (graphs := record.monitor.get("graphs")):
         yield "graphs", _graphs(graphs)
     if record.verify:
@@ -269,6 +271,19 @@ def _rungs(best: str, rungs: Mapping[str, str]) -> str:
     if batches.keys() <= {best}:
         return best
     return _listed([f"{rung} (batch {', '.join(at)})" for rung, at in batches.items()])
+
+
+def _tuned(row: Mapping[str, Any]) -> str:
+    chosen, today = row["chosen"], row["today"]
+    sizes, before = (", ".join(map(str, each["buckets"])) for each in (chosen, today))
+    saved = f"{abs(row['saving_percent']):.0f} % {'more' if row['saving_percent'] < 0 else 'less'} than {before}"
+    parts = [
+        f"{sizes}: {figure(chosen['expected_ms'])} ms a call expected, {saved}",
+        f"{chosen['hit_rate']:.0%} of calls are a bucket",
+        f"{chosen['padding_waste']:.0%} of rows padding",
+        f"calls by batch {', '.join(f'{size}: {calls:,}' for size, calls in row['histogram'].items())}",
+    ]
+    return _listed(parts)
 
 
 def _graphs(graphs: Mapping[str, Any]) -> str:

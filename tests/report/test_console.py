@@ -149,6 +149,20 @@ def test_a_failed_verification_says_how_many_and_how_far() -> None:
     assert "failed: 1 of 2 cases, worst not finite against float64" in text
 
 
+@pytest.mark.parametrize(("percent", "said"), [(6.5, "6 % less than 1, 4"), (-13.0, "13 % more than 1, 4")])
+def test_chosen_batch_sizes_say_what_they_save(percent, said) -> None:
+    chosen = {"buckets": [3, 8], "expected_ms": 0.0632, "hit_rate": 0.75, "padding_waste": 0.125}
+    row = {
+        "chosen": chosen,
+        "today": {"buckets": [1, 4]},
+        "saving_percent": percent,
+        "histogram": {"3": 1200, "7": 5},
+    }
+    shown = joined(dataclasses.replace(RECORD, tuned=row), 118)
+    assert f"buckets 3, 8: 0.0632 ms a call expected, {said} · 75% of calls are a bucket" in shown
+    assert "calls by batch 3: 1,200, 7: 5" in shown
+
+
 def test_a_hit_says_what_it_saved() -> None:
     record = dataclasses.replace(RECORD, cache=CacheInfo("direct-hit", [], 8.4))
     assert "cache direct-hit, saved 8.40 s" in joined(record)
