@@ -108,7 +108,7 @@ def _check(code: types.CodeType, steps: Sequence[dis.Instruction], known: Mappin
     for step in steps:
         if step.opcode in dis.hasname and step.opname not in _NAMING:
             raise OpaqueError(f"sets or looks up the name {step.argval}")
-        if step.opname in _OPAQUE or (of_sets and step.argrepr in {"&", "|", "^", "-"}):
+        if step.opname in _OPAQUE or (of_sets and step.argrepr.rstrip("=") in {"&", "|", "^", "-"}):
             raise OpaqueError("makes a set or a class, or matches one, while it runs")
     for step, following in itertools.pairwise(steps):
         if type(step.argval) is frozenset and following.opname != "CONTAINS_OP":
@@ -151,14 +151,19 @@ def _loaded(steps: Sequence[dis.Instruction], known: Mapping[str, Any], modules:
 def _imported(steps: Sequence[dis.Instruction], position: int) -> dict[str, Any]:
     """The local variable that an import fills with a Python module, if it does."""
     step, following = steps[position], steps[position + 1]
-    uses = [each.opname for each in steps if each.argval == following.argval and each.opname != "IMPORT_NAME"]
+    name = following.argval
+    others = [each for each in steps if each.opname != "IMPORT_NAME"]
+    # some operations of Python 3.13 take two variables
+    uses = [
+        each.opname for each in others if name in (each.argval if isinstance(each.argval, tuple) else (each.argval,))
+    ]
     if steps[position - 2].argval != 0 or step.argval not in sys.modules or not is_c(vars(builtins)["__import__"]):
         raise OpaqueError(f"imports {step.argval}, which isn't there yet")
     if following.opname == "IMPORT_FROM":
         return {}
     if following.opname != "STORE_FAST" or uses[0] != "STORE_FAST" or {*uses[1:]} - {"LOAD_FAST"}:
         raise OpaqueError(f"imports {step.argval} in a way that isn't plain")
-    return {following.argval: sys.modules[step.argval.partition(".")[0]]}
+    return {name: sys.modules[step.argval.partition(".")[0]]}
 
 
 def _token(step: dis.Instruction) -> str:

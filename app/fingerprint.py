@@ -41,8 +41,8 @@ _PURE = {
     builtins: frozenset((
         "abs", "all", "any", "bool", "bytes", "callable", "complex", "dict", "divmod", "enumerate", "filter", "float",
         "int", "isinstance", "issubclass", "iter", "len", "list", "map", "max", "min", "next", "object", "pow",
-        "print", "property", "range", "repr", "reversed", "round", "setattr", "slice", "sorted", "staticmethod", "str", "sum",
-        "tuple", "zip",
+        "print", "property", "range", "repr", "reversed", "round", "setattr", "slice", "sorted", "staticmethod",
+        "str", "sum", "tuple", "zip",
     )),
     math: frozenset(vars(math)),
     itertools: frozenset(vars(itertools)),
@@ -67,18 +67,9 @@ _STATEFUL = (
 # What else such values have: a name of the user's own that is one of these may mean either.
 _AMBIGUOUS = {name for kind in _STATEFUL for name in dir(kind)} | TENSOR_STATE | {"format", "format_map", "prev"}
 _PLAIN = (
-    type(None),
-    bool,
-    int,
-    str,
-    bytes,
-    type(...),
-    type(NotImplemented),
-    torch.dtype,
-    torch.device,
-    torch.memory_format,
-    torch.layout,
-)
+    type(None), bool, int, str, bytes, range, type(...), type(NotImplemented), torch.dtype, torch.device, torch.Size,
+    torch.memory_format, torch.layout,
+)  # fmt: skip
 # What is all that these hold; tuples by value: whether two are one object depends on what has run before.
 _PARTS: dict[type, Callable[[Any], Sequence[Any]]] = {
     tuple: lambda value: value,

@@ -29,7 +29,7 @@ _PREFIX = "torch.nn.modules."
 # What of these a model may hold or name: operators, and what else answers the same arguments alike. None: all of it.
 _PUBLIC: dict[str, frozenset[str] | None] = {
     "torch": frozenset(name for name in dir(torch._C._VariableFunctions) if not name.startswith("_"))  # noqa: SLF001
-    - {"from_file", "is_inference", "cudnn_is_acceptable", "is_vulkan_available", "empty_like_"}
+    - {"from_file", "is_inference", "cudnn_is_acceptable", "is_vulkan_available"}
     | {"is_tensor", "broadcast_shapes", "no_grad", "enable_grad", "inference_mode", "set_grad_enabled", "autocast",
        "vmap", "Tensor", "Size", "device", "dtype", "finfo", "iinfo"},
     "torch.functional": frozenset(torch.functional.__all__),
@@ -38,7 +38,10 @@ _PUBLIC: dict[str, frozenset[str] | None] = {
     **dict.fromkeys(("torch.nn", "torch.nn.functional", "torch.nn.init", "torch._C._nn", "torch.fft", "torch.linalg",
                      "torch.special", "torch.autograd.grad_mode")),
 }  # fmt: skip
-_OPERATORS = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names()}  # noqa: SLF001
+_OPERATORS = {
+    name.removeprefix("aten::").partition(".")[0]
+    for name in torch._C._dispatch_get_all_op_names()  # noqa: SLF001
+}  # of other libraries' only with their own prefix
 # A tensor's methods that are operators, or ask what a tensor's values and shape tell; the rest ask for its state.
 TENSOR_NAMES = {name for name in dir(torch.Tensor) if not name.startswith("_") and name in _OPERATORS} - {
     "is_leaf", "output_nr", "retain_grad", "retains_grad", "requires_grad_", "is_inference", "is_pinned", "names",
@@ -189,8 +192,8 @@ class TorchNames:
             return f"{kind.__name__} {sorted(words) if kind in (set, frozenset) else words}"
         if kind is types.MethodType and isinstance(value.__self__, type | types.ModuleType | torch.Generator):
             return f"method {self._word(place, value.__func__, depth + 1)}"
-        known = whole and kind.__module__ not in {"typing", "_abc"}
-        if known or not _is_torchs(kind) or isinstance(value, torch.Tensor | nn.Module | functools.partial):
+        is_read = whole and kind.__module__ not in {"typing", "_abc"}
+        if is_read or not _is_torchs(kind) or isinstance(value, torch.Tensor | nn.Module | functools.partial):
             raise PatchedError(f"{place} is a {kind.__qualname__}, which isn't torch's")
         wrapped = getattr(value, "__wrapped__", None)
         inner = self._word(place, wrapped, depth + 1) if callable(wrapped) else ""
