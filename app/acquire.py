@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import background, capturing, dependencies, lookup, names
 from .compiler import Compiled, compile_in_worker
 from .config import BATCH
-from .context import Context
+from .context import COMPILE_LOG, Context
 from .errors import AppError, EagerAskedError, MissError, StoreError, VerifyError
 from .fallback import jit_stages, step_to_jit
 from .keys import Key, request_key
@@ -251,7 +251,7 @@ def _worker(
             staging=staging,
             store=store.root,
             scratch=store.scratch,
-            log=context.folder / "compile.log",
+            log=context.folder / COMPILE_LOG,
             on_phase=context.phases.switch,
             on_object=on_object,
             on_step=lambda stage, message: context.step(step_to_jit(stage, message, policy)),

@@ -183,8 +183,9 @@ def _call_metric(name: str | None, metric: Metric, outputs: Array, labels: Array
 
 
 def _rate(joined: Mapping[str, Array], name: str) -> float | None:
-    seconds = float(joined[f"{name}_s"].sum())
-    return float(joined["batch_rows"].sum()) / seconds if seconds > 0 else None
+    """The median call's: one that the machine held up would be most of a small evaluation's time."""
+    calls = joined[f"{name}_s"] > 0
+    return float(np.median(joined["batch_rows"][calls] / joined[f"{name}_s"][calls])) if calls.any() else None
 
 
 def _disagreements(joined: Part, labels: Array | None, most: int) -> list[Disagreement]:

@@ -21,6 +21,7 @@ from .config import BATCH, CacheConfig, require
 from .errors import ConfigError, ExportError, InputError
 from .fallback import EAGER
 from .monitor import performance_monitor
+from .runtime.ladder import InEvalMode
 from .structured import encode
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _INFO = (
 )  # fmt: skip
 
 
-class Model:
+class Model(InEvalMode):
     """A compiled model that is called like the eval-mode module it replaces, on the best rung that works.
 
     Attributes of the module that this class hasn't are passed on; of a model that was loaded by config they are read
@@ -132,24 +133,6 @@ class Model:
     def unload(self) -> None:
         """Let go of the library, its graphs and weights; calls raise InputError from now on."""
         self._ladder.unload()
-
-    def eval(self) -> Model:
-        """Itself: it was exported in eval mode."""
-        return self
-
-    def train(self, mode: bool = True) -> Model:
-        """Raise InputError for anything but `train(False)`."""
-        if mode:
-            raise InputError(
-                "a compiled model can't be trained: train the module itself, and compile it again afterwards"
-            )
-        return self
-
-    def to(self, *_: Any, **__: Any) -> Model:
-        """Raise InputError: code is compiled for one device and one precision."""
-        raise InputError(
-            "a compiled model stays on its device, in its precision: load it with device=... precision=..."
-        )
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Exchange external weights in place, on every rung; nobody has verified the new ones.
@@ -285,7 +268,7 @@ def compile_model(
         example_inputs: A tensor, a sequence of positional ones, or a dict by argument name.
         overrides: Further config: `"weights=external"`, `"cache=project"`.
         mode: As `torch.compile`'s.
-        precision: `fp32` or `bf16`.
+        precision: `fp32`, `bf16` or `fp16`.
         dynamic: Axes that vary, by argument, with the names of their dimensions: `{"x": {0: "batch"}}`; or with a
             `torch.export.Dim`, which has a range too (1 to 1024 otherwise). None: the first axis of all inputs, if
             they agree on its size and the module exports so; `{}`: nothing varies.
@@ -335,16 +318,17 @@ def compile_model(
 
 def _first_that_exports(contexts: Sequence[Context]) -> tuple[Context, Ladder]:
     """The first of several ways to compile a module that its export takes; the last serves in any case."""
+    *others, last = contexts
     why = ""
-    for context in contexts:
-        ladder = serving.serve(context)
-        failed = [step for step in context.record.fallbacks if step.stage == ExportError.stage]
-        if not failed and why:
-            context.warn(f"compiled for the examples' sizes alone: with a batch of any size, {why}")
-        if not failed or context is contexts[-1]:
-            return context, ladder
-        why = failed[0].reason
-    raise AssertionError
+    for context in others:
+        try:
+            return context, serving.serve(context, exporting=True)
+        except ExportError as error:
+            why = error.message
+    ladder = serving.serve(last)
+    if why and last.record.rung != EAGER:
+        last.warn(f"compiled for the examples' sizes alone: with a batch of any size, {why}")
+    return last, ladder
 
 
 def _device_of(module: nn.Module, tensors: Mapping[str, torch.Tensor], asked: str) -> str:

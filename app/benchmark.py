@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from .capturing import rung_of
 from .config import BATCH
 from .context import Context, rungs_of
-from .errors import OutputError
 from .fallback import COMPILED, CUDAGRAPH, EAGER, JIT
+from .files import write_text
 from .measure.clock import clock_for
 from .measure.samples import Samples, measure, save_samples
 from .measure.statistics import Latency, speedup, stability_warnings, summarise
@@ -79,8 +79,11 @@ def benchmark(context: Context, compiled: Model | None) -> Ladder:
             str(size): rung_of(compiled, ladder.serve(*workload.call(size))[0], size, workload.sizes(size))
             for size in sizes
         }
-    fill(context, samples, sizes)
-    context.record.rungs, context.record.monitor = rungs, ladder.stats()
+    stats = ladder.stats()
+    # what was timed by the name of a rung that is no longer tried is the work of those beneath it
+    told = {name: taken for name, taken in samples.items() if name.partition("/")[0] not in stats["open"]}
+    fill(context, told, sizes)
+    context.record.rung, context.record.rungs, context.record.monitor = ladder.best[0], rungs, stats
     return ladder
 
 
@@ -154,12 +157,8 @@ def sweep(context: Context, model: Model | None, ladder: Ladder) -> None:
     predicted = [(size, plan.cost_ms) for size, plan in plans.items() if math.isfinite(plan.cost_ms)]
     if predicted:
         lines["predicted by the plan"] = predicted
-    path = context.folder / "batches.svg"
-    try:
-        title = f"{context.settings.model.name}: latency by batch size, {context.device}"
-        path.write_text(line_plot(title, "batch size", "ms", lines), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+    title = f"{context.settings.model.name}: latency by batch size, {context.device}"
+    write_text(context.folder / "batches.svg", line_plot(title, "batch size", "ms", lines))
 
 
 def _doubt(context: Context, plans: dict[str, PlanInfo]) -> None:

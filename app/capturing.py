@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .context import Context
 from .errors import AppError, CaptureError, VerifyError
 from .fallback import COMPILED, CUDAGRAPH, step_down
+from .monitor import performance_monitor
 from .verdict import refusal
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ def give_up(context: Context, model: CompiledModel | JitModel, error: AppError) 
 
 
 def _compare(context: Context, model: CompiledModel, *, with_eager: bool) -> None:
-    if (wrong := model.first_wrong_replay()) is not None:
+    with performance_monitor.time_operation("inference/verify"):
+        wrong = model.first_wrong_replay()
+    if wrong is not None:
         raise VerifyError(f"replayed CUDA graphs are wrong: {wrong} answers otherwise than the artifact itself")
     if not with_eager:
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import numpy as np
 
 from .agreement import Part, join
 from .errors import ConfigError, OutputError
+from .files import replaced, write_text
 
 FOLDER = "evaluation"
 IDENTITY = "identity.json"
@@ -41,9 +41,9 @@ class Chunks:
         """Make the folder."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            _write(self._folder / IDENTITY, json.dumps(self._identity, indent=2).encode())
         except OSError as error:
             raise OutputError(f"can't write {self._folder}: {error.strerror or error}") from error
+        write_text(self._folder / IDENTITY, json.dumps(self._identity, indent=2))
 
     def resume(self) -> None:
         """Take up what an earlier run left.
@@ -77,13 +77,8 @@ class Chunks:
         """Write what isn't on disk yet."""
         if self._unsaved:
             joined = join(self._unsaved)
-            path = self._folder / f"rows-{self.num_rows - len(joined['differs']):012d}.npz"
-            try:
-                with path.with_suffix(".part").open("wb") as file:
-                    np.savez(file, allow_pickle=False, **joined)
-                path.with_suffix(".part").replace(path)
-            except OSError as error:
-                raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+            with replaced(self._folder / f"rows-{self.num_rows - len(joined['differs']):012d}.npz") as file:
+                np.savez(file, allow_pickle=False, **joined)
         self._unsaved = []
         self._saved_at = time.monotonic()
 
@@ -104,9 +99,3 @@ def _read(path: Path) -> Part | None:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
     return part if "differs" in part else None
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)

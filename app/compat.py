@@ -24,6 +24,7 @@ from .api import Model, compile_model, load, session
 from .capturing import mechanism_for
 from .config import CacheConfig
 from .errors import AppError, CaptureError
+from .files import replaced
 from .lookup import open_store
 from .monitor import performance_monitor
 from .store import archive
@@ -112,16 +113,14 @@ class AOTModelCompiler:
         """Write what a key names into one file, `cache_dir/KEY.bundle` unless given; whether that was possible."""
         stats = self.compilation_stats.get(cache_key, {})
         if (digest := stats.get("object")) is None:
-            logger.warning("nothing compiled is called %r; there are: %s", cache_key, ", ".join(self.compiled_cache))
+            logger.warning("nothing compiled is called %r; there are: %s", cache_key, [*self.compiled_cache])
             return False
         path = Path(output_path) if output_path is not None else self.cache_dir / f"{cache_key}{BUNDLE}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}.part")
-            with open_store(self._cache, self.cache_dir, readonly=False) as store, beside.open("wb") as stream:
+            with open_store(self._cache, self.cache_dir, readonly=False) as store, replaced(path) as stream:
                 named = [document for name, document in store.documents("aliases").items() if name == cache_key]
                 archive.write(stream, store, [("objects", digest)], named)
-            beside.replace(path)
         except (AppError, OSError) as error:
             logger.warning("%s can't be written: %s", path, error)
             return False
@@ -210,20 +209,15 @@ class AOTModelCompiler:
         if not self.cache_dir.is_dir():
             return removed
         try:
-            removed = self._removed(wanted)
+            with open_store(self._cache, self.cache_dir, readonly=False) as store:
+                for manifest in list(store.manifests()):
+                    used = (store.noted(f"used/objects/{manifest.digest}") or {}).get("last_used")
+                    since = used if used is not None else _unix(manifest.provenance.get("created_at"))
+                    if wanted((time.time() - since) / DAY_S):
+                        store.remove("objects", manifest.digest)
+                        removed += 1
         except (AppError, OSError) as error:
             logger.warning("%s can't be cleaned up: %s", self.cache_dir, error)
-        return removed
-
-    def _removed(self, wanted: Callable[[float], bool]) -> int:
-        removed = 0
-        with open_store(self._cache, self.cache_dir, readonly=False) as store:
-            for manifest in list(store.manifests()):
-                used = (store.noted(f"used/objects/{manifest.digest}") or {}).get("last_used")
-                since = used if used is not None else _unix(manifest.provenance.get("created_at"))
-                if wanted((time.time() - since) / DAY_S):
-                    store.remove("objects", manifest.digest)
-                    removed += 1
         return removed
 
 

@@ -19,10 +19,9 @@ from . import structured
 from .errors import ConfigError
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool")
-PRECISIONS = ("fp32", "bf16")
-AUTO = "auto"
 # The relative L2 error that rounding makes, by precision: what conf/precision/ gives each.
-FLOORS = {"fp32": 1e-5, "bf16": 1e-2}
+FLOORS = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3}
+AUTO = "auto"
 ENGINES = ("aoti", "eager")
 PLACEMENTS = ("frozen", "external")
 ACTIONS = ("warn", "raise")
@@ -201,11 +200,11 @@ class ModeConfig:
 class PrecisionConfig:
     """The arithmetic, and how far from the float64 reference its results may be."""
 
-    name: str = factor("fp32", "fp32, bf16, or auto (the fastest that passes; the key holds which)")
+    name: str = factor("fp32", "fp32, bf16, fp16, or auto (the fastest that passes; the key holds which)")
     floor: float = steers(1e-5, "relative L2 error that is always accepted")
 
     def __post_init__(self) -> None:
-        choose("precision.name", self.name, (*PRECISIONS, AUTO))
+        choose("precision.name", self.name, (*FLOORS, AUTO))
         require("precision.floor", self.floor, 0 <= self.floor < math.inf, "zero or more")
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+COMPILE_LOG = "compile.log"  # in a run's folder: all that was printed while its model was exported and compiled
+
 
 def rungs_of(model: Callable[..., Any] | None, steps: Sequence[Fallback]) -> list[tuple[str, Callable[..., Any]]]:
     """What a model serves by, best first: with CUDA graphs it is two rungs."""
@@ -87,7 +89,9 @@ class Context:
     def step(self, step: Fallback) -> None:
         """Say a step down the ladder, once, in the log and in the record."""
         if step not in self.record.fallbacks:
-            logger.warning("fallback %s -> %s at %s: %s", step.from_, step.to, step.stage, step.reason)
+            log = self.folder / COMPILE_LOG
+            more = f" (all of it: {log})" if log.exists() else ""
+            logger.warning("fallback %s -> %s at %s: %s%s", step.from_, step.to, step.stage, step.reason, more)
             self.note(step)
 
     def note(self, step: Fallback) -> None:

@@ -49,6 +49,10 @@ class ExportError(AppError):
     stage = "export"
 
 
+class IndexingError(ExportError):
+    """Indices can't be kept within their table: compiled code, torch.compile's too, would end the process."""
+
+
 class CompileError(AppError):
     """The compiler fails, crashes, or outlasts its time limit."""
 
@@ -144,3 +148,9 @@ class UnreadableError(AppError):
 
     stage = "cache"
     exit_code = 8
+
+
+def first_line(error: BaseException) -> str:
+    """Type and first line of somebody else's exception, which may go on for pages."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

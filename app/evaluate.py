@@ -21,9 +21,11 @@ from .chunks import FOLDER, Chunks
 from .config import BATCH, resolve_callable
 from .context import Context
 from .environment import cpu_name
-from .errors import ConfigError, EvaluationError, OutputError
+from .errors import ConfigError, EvaluationError
 from .fallback import EAGER
+from .files import write_text
 from .measure.clock import Clock, clock_for
+from .monitor import performance_monitor
 from .record import EvaluationInfo
 
 if TYPE_CHECKING:
@@ -80,9 +82,9 @@ def evaluate(context: Context, job: Job, model: Model | None) -> None:
     context.record.evaluation, context.record.monitor = info, stats
     if model is not None and (by_eager := stats["calls"].get(EAGER)):
         context.warn(f"eager answered {by_eager} of {sum(stats['calls'].values())} calls: their rows prove nothing")
-    lines = [json.dumps(structured.encode(each)) for each in info.disagreements]
-    _write(context.folder / "evaluation.json", json.dumps(structured.encode(info), indent=2))
-    _write(context.folder / "disagreements.jsonl", "\n".join(lines))
+    lines = [json.dumps(structured.encode(each)) + "\n" for each in info.disagreements]
+    write_text(context.folder / "evaluation.json", json.dumps(structured.encode(info), indent=2) + "\n")
+    write_text(context.folder / "disagreements.jsonl", "".join(lines))
     if info.refusal is not None:
         raise EvaluationError(info.refusal)
 
@@ -104,21 +106,22 @@ def run(context: Context, job: Job, served: Model) -> EvaluationInfo:
         with torch.inference_mode(), context.phases(EVALUATE, about=f"evaluate {rows:,} rows{done}"):
             for part in _parts(context, job, served, chunks.num_rows):
                 chunks.add(part)
-    except KeyboardInterrupt:
-        context.warn(f"{chunks.num_rows} of {rows} rows are done: go on with evaluate.resume={place}")
+        return summarise(
+            chunks.joined(),
+            job.dataset.labels,
+            config,
+            job.metric,
+            data=job.dataset.name,
+            data_sha256=job.dataset.digest,
+            resumed_rows=chunks.num_resumed,
+            batch_size=config.batch_size,
+        )
+    except BaseException:  # Ctrl-C, or the user's model or metric
+        if chunks.num_rows:
+            context.warn(f"{chunks.num_rows} of {rows} rows are done: go on with evaluate.resume={place}")
         raise
     finally:
         chunks.save()
-    return summarise(
-        chunks.joined(),
-        job.dataset.labels,
-        config,
-        job.metric,
-        data=job.dataset.name,
-        data_sha256=job.dataset.digest,
-        resumed_rows=chunks.num_resumed,
-        batch_size=config.batch_size,
-    )
 
 
 def batches(first: int, rows: int, size: int, low: int = 1) -> Iterator[tuple[int, int]]:
@@ -132,7 +135,7 @@ def _parts(context: Context, job: Job, served: Model, first: int) -> Iterator[Pa
     """What each batch comes to, from row `first`; every row once."""
     config, rows = context.settings.evaluate, len(job.dataset)
     clock, eager = clock_for(context.device), context.workload.module
-    models: dict[str, Model] = {EAGER: eager, "compiled": served}
+    models: dict[str, Model] = {EAGER: performance_monitor.monitor(f"inference/{EAGER}")(eager), "compiled": served}
     done = first
     for number, (start, stop) in enumerate(batches(first, rows, config.batch_size, context.workload.dims[BATCH].min)):
         call = _call(context, job, start, stop)
@@ -230,10 +233,3 @@ def _identity(context: Context, job: Job) -> dict[str, Any]:
         "rung": record.rung,
         **{name: config[name] for name in ("batch_size", "metric", "output", "judge", "tolerance", "listed")},
     }
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(f"{text}\n" if text else "", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"can't write {path}: {error.strerror or error}") from error

@@ -1,11 +1,17 @@
-"""Files: their digests, and the stat tuples that say when a digest taken before still holds."""
+"""Files: written whole; their digests, and the stat tuples that say when a digest taken before still holds."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+from .errors import OutputError
 
 # A file younger than this may change again without its time stamps moving (git calls such an index entry racy).
 SETTLED_NS = 2_000_000_000
@@ -39,3 +45,34 @@ def sha256_of(path: Path) -> str:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def replaced(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Write what takes the place of a file, so that a reader finds all of the old or of the new, even after a crash.
+
+    Without `durable` it is the process that may crash, not the machine.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    try:
+        beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
+        try:
+            with beside.open("wb") as file:
+                yield file
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte, or without a last part
+        raise OutputError(f"can't write {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a file by a text, as `replaced` does; what has no UTF-8 is escaped."""
+    with replaced(path, durable=durable) as file:
+        file.write(text.encode(errors="backslashreplace"))

@@ -77,7 +77,7 @@ class Fleet:
         console = Console(stderr=True)
         if (folder / STATE).exists():
             text = f"resuming {folder}: {self._take_stock()} jobs are done"
-            console.print(text, markup=False, highlight=False)
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
         self._state = State(jobs=listed(self._jobs, folder))
         self._state.save(folder)
         if options.fail_fast or options.compile_first:

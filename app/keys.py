@@ -113,7 +113,10 @@ def request_key(settings: Settings, device: str) -> Key:
         ConfigError: a value of the config has no canonical form.
     """
     if settings.precision.name == AUTO:
-        raise ConfigError("precision=auto is resolved by task=benchmark, compile and evaluate: name fp32 or bf16")
+        raise ConfigError(
+            "precision=auto is resolved by task=benchmark, compile and evaluate: name a precision here, or load what "
+            "such a run kept by its cache.alias"
+        )
     config = settings.factors()
     config["model"]["environment"] = {name: os.environ.get(name) for name in settings.model.environment}
     factors = {

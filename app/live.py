@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 
 from .config import BATCH, DimConfig, InputConfig, ModelConfig, Settings
-from .context import Context
+from .context import COMPILE_LOG, Context
 from .errors import ConfigError, ExportError
 from .fingerprint import UncertainError, fingerprint
 from .progress import Phases
@@ -181,6 +183,23 @@ def name_of(module: nn.Module) -> tuple[str, str | None]:
         return "none", str(error)
 
 
+@contextmanager
+def _printed_into(log: Path) -> Iterator[None]:
+    """What torch prints of a program that it can't export, whole graphs, goes where the worker's output goes."""
+    # torch's own handlers only: one of the user's may write to a file
+    loggers = [each for name, each in logging.root.manager.loggerDict.items() if name.partition(".")[0] == "torch"]
+    handlers = (each for logger in loggers for each in getattr(logger, "handlers", ()))  # a placeholder has none
+    own = {each: each.stream for each in handlers if type(each) is logging.StreamHandler}
+    with log.open("a", encoding="utf-8") as stream, redirect_stderr(stream):
+        for each in own:
+            each.setStream(stream)
+        try:
+            yield
+        finally:
+            for each, before in own.items():
+                each.setStream(before)
+
+
 class LiveContext(Context):
     """A run whose model is here already; the worker gets it as an exported program.
 
@@ -215,23 +234,16 @@ class LiveContext(Context):
         Raises:
             ExportError: torch can't export it, or can't save what it exported.
         """
-        from .compiler import indices  # these import torch.export, which a hit does without
-        from .compiler.export import export
+        from .compiler.export import export  # it imports torch.export, which a hit does without
 
         self.import_torch()
         workload, model = self.workload, self.settings.model
-        with self.phases("export"):
-            program = export(workload, workload.module).program
-            # by position: a program may have other names for the same inputs
-            order = dict(zip(map(str, program.graph_signature.user_inputs), model.inputs, strict=True))
-            declared = frozenset(name for name, item in order.items() if item.low is not None)
-            known = indices.ranges(program, declared)
-        inputs = [
-            replace(item, low=low, high=high) if item.low is None and (low, high) != (None, None) else item
-            for item, (low, high) in ((order[name], known.get(name) or (None, None)) for name in order)
-        ]
+        with self.phases("export"), _printed_into(self.folder / COMPILE_LOG):
+            exported = export(workload, workload.module)
+        ranged = zip(model.inputs, exported.spec.inputs, strict=True)
+        inputs = [replace(item, low=spec.low, high=spec.high) for item, spec in ranged]
         try:
-            torch.export.save(program, staging / PROGRAM)
+            torch.export.save(exported.program, staging / PROGRAM)
         except Exception as error:  # torch serialises what it can, and raises whatever it trips over
             raise ExportError(
                 f"the exported program can't be saved: {type(error).__name__}: {error}"[:500]

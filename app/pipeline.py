@@ -103,6 +103,7 @@ def ready(context: Context, store: Store, found: Found, *, measuring: bool = Tru
     except CaptureError as error:
         capturing.give_up(context, model, error)
         planning.settle(context, store, found, model, measuring=measuring)
+    getattr(model, "sizes_seen", {}).clear()  # nobody asked for what compared and timed it
     return model
 
 

@@ -19,6 +19,7 @@ from .context import Context
 from .errors import StoreError
 from .keys import digest
 from .lookup import Found
+from .monitor import performance_monitor
 from .store import Store
 from .store.trust import pack, unpack
 
@@ -162,13 +163,14 @@ def _measure(context: Context, model: CompiledModel, others: tuple[int, ...]) ->
     sizes = sorted(context.settings.graphs.batch_sizes)
     beyond = {min(factor * sizes[-1], model.spec.dims[BATCH][1]) for factor in BEYOND} - set(sizes)
     given = {size: context.workload.call(size, others=model.sizes(others)) for size in (*sizes, *sorted(beyond))}
+    watched = performance_monitor.monitor("inference/plan")
     calls: dict[str, Any] = {
-        str(size): lambda given=call: model.as_it_is(*given[0], **given[1]) for size, call in given.items()
+        str(size): watched(lambda given=call: model.as_it_is(*given[0], **given[1])) for size, call in given.items()
     }
     replayed = [size for size in sizes if (size, *others) in model.captured]
     for size in replayed:
         plan = Plan((Step(size, size),), 0.0)
-        calls[f"replayed {size}"] = lambda plan=plan, given=given[size]: model.by(plan, *given)
+        calls[f"replayed {size}"] = watched(lambda plan=plan, given=given[size]: model.by(plan, *given))
     with torch.inference_mode():
         two = min(max(sizes[-1], 2), model.spec.dims[BATCH][1])
         calls |= model.overheads(*context.workload.call(two, others=model.sizes(others)))

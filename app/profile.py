@@ -13,6 +13,7 @@ from .acquire import acquire, load, opened
 from .config import AUTO, BATCH, Settings
 from .context import Context
 from .errors import ConfigError, OutputError
+from .files import write_text
 from .measure.clock import clock_for
 from .measure.samples import measure
 from .measure.statistics import summarise
@@ -100,10 +101,7 @@ def _graphs(context: Context, *, captured: bool) -> dict[str, Any]:
 def _batches(context: Context, calls: traffic.Traffic) -> tuple[Rows, dict[str, Any]]:
     """Buckets of the batch, and dynamic against static; and what tuning found."""
     path = context.folder / "histogram.json"
-    try:
-        path.write_text(json.dumps({str(size): count for size, count in calls.histogram().items()}))
-    except OSError as error:
-        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+    write_text(path, json.dumps(calls.histogram()))
     before = context.settings
     context.settings = replace(before, graphs=replace(before.graphs, histogram=str(path)))
     with opened(context) as store:
@@ -187,9 +185,9 @@ def _write(path: Path, calls: traffic.Traffic, precision: str, rows: Rows) -> No
     lines += [f"    {name.rpartition('.')[2]}: {choices[name]}" for name in others]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"profile.write={str(path)!r} can't be written: {error.strerror or error}") from error
+        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _how(path: Path) -> str:

@@ -141,7 +141,11 @@ class JobsProgress:
         of = f"/{self._total}" if self._total else ""
         text = f"[{time.monotonic() - self._began:7.1f} s] {len(self._ended)}{of} {word} "
         self._live.console.print(
-            text + " · ".join(part for part in parts if part), style=style, markup=False, highlight=False
+            text + " · ".join(part for part in parts if part),
+            style=style,
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
         self._show()
 

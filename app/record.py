@@ -1,14 +1,13 @@
 """Record: one run as versioned JSON. Users and scripts rely on its field names: extend, don't rename."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
 from . import __version__, structured
-from .errors import OutputError
+from .files import write_text
 from .measure.statistics import Latency
 
 SCHEMA = 1
@@ -210,6 +209,7 @@ class Record:
     speedup_same_precision: dict[str, float | None] | None = None
     throughput_per_s: dict[str, float] | None = None
     plans: dict[str, PlanInfo] | None = None
+    tuned: dict[str, Any] | None = None
     unsplittable: str | None = None
     evaluation: EvaluationInfo | None = None
     precision_choice: PrecisionChoice | None = None
@@ -238,20 +238,7 @@ class Record:
 
         Without `durable` it outlives a crash of the process only.
         """
-        text = self.to_json()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            try:
-                with temporary.open("w", encoding="ascii") as file:
-                    file.write(text)
-                    if durable:
-                        file.flush()
-                        os.fsync(file.fileno())
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+        write_text(path, self.to_json(), durable=durable)
 
     @classmethod
     def load(cls, path: Path) -> Self:

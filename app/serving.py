@@ -17,7 +17,7 @@ from rich.console import Console
 from . import acquire, background, capturing, pipeline, planning
 from .config import Settings
 from .context import Context, rungs_of
-from .errors import AppError, EagerAskedError
+from .errors import AppError, EagerAskedError, ExportError
 from .fallback import COMPILED, CUDAGRAPH, EAGER, served, step_down
 from .lookup import Found
 from .progress import Phases
@@ -54,8 +54,12 @@ def new_record(settings: Settings) -> Record:
     )
 
 
-def serve(context: Context) -> Ladder:
+def serve(context: Context, *, exporting: bool = False) -> Ladder:
     """The model with its rungs; a stage that fails costs a step down, as the policy says.
+
+    Args:
+        context: The run.
+        exporting: What doesn't export is an error, whatever the policy says: the caller has another way.
 
     Raises:
         AppError: the policy says `raise`, or there is nothing to fall back to.
@@ -70,6 +74,8 @@ def serve(context: Context) -> Ladder:
     except EagerAskedError as error:
         return by_eager(context, error)
     except AppError as error:
+        if exporting and isinstance(error, ExportError):
+            raise
         context.step(step_down(error, settings.fallback, served(record.fallbacks)))
         record.rung = EAGER
         return context.on_ladder(None)

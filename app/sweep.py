@@ -25,6 +25,7 @@ from .dependencies import named_files
 from .environment import resolve_device
 from .errors import AppError, ConfigError, TerminatedError
 from .fallback import EAGER
+from .files import write_text
 from .jobs import RECORD, Job
 from .keys import request_key
 from .progress import JobsProgress
@@ -70,9 +71,7 @@ class State:
 
     def save(self, folder: Path) -> None:
         """Write it into the sweep's folder, whole or not at all."""
-        temporary = folder / f".{STATE}.{os.getpid()}"
-        temporary.write_text(json.dumps(structured.encode(self), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / STATE)
+        write_text(folder / STATE, json.dumps(structured.encode(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -154,7 +153,12 @@ def _resume(planned: Sequence[Planned], folder: Path, console: Console) -> dict[
         return {}
     found = ((each.job.num, good_record(each)) for each in planned)
     good = {num: record for num, record in found if record is not None}
-    console.print(f"resuming {folder}: {len(good)} of {len(planned)} jobs are done", markup=False, highlight=False)
+    console.print(
+        f"resuming {folder}: {len(good)} of {len(planned)} jobs are done",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     for each in planned:
         if each.job.num not in good:
             (each.job.folder / RECORD).unlink(missing_ok=True)

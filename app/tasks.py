@@ -6,20 +6,18 @@ Each returns rows for a table or for `output=json`, or raises what its exit code
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import doctor, lookup, names, pipeline, profile
+from . import doctor, jobs, lookup, names, pipeline, profile
 from .acquire import explain, opened
 from .context import Context
-from .errors import ConfigError, CorruptError, OutputError, StoreError, SweepError, UnreadableError, UntrustedError
+from .errors import ConfigError, CorruptError, StoreError, SweepError, UnreadableError, UntrustedError
+from .files import replaced
+from .record import Record
 from .store import KINDS, Manifest, Store, archive
 from .store.trust import create_key, pack, unpack
 from .tuning import tune_buckets
@@ -184,15 +182,8 @@ def export(context: Context, store: Store) -> Rows:
     elif store.trust.policy != "none":
         context.warn("there is no cache.signing_key: what isn't signed can be read with cache.trust=none only")
     documents = [pack(unpack(data, store.trust), store.trust) for data in store.documents("aliases").values()]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with context.phases("export"), temporary.open("wb") as stream:
-            archive.write(stream, store, [(row["kind"], row["digest"]) for row in rows], documents)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"cache.file={str(path)!r} can't be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with context.phases("export"), replaced(path) as stream:
+        archive.write(stream, store, [(row["kind"], row["digest"]) for row in rows], documents)
     return rows
 
 
@@ -248,36 +239,35 @@ def warm(context: Context) -> Rows:
     rows: Rows = []
     if not requests:
         raise ConfigError("task.requests is empty: list command lines, such as ['model=cnn mode=max-autotune']")
+    cache = [text for text in context.record.overrides if text.startswith(("cache=", "cache."))]
+    wanted = []
     for number, request in enumerate(requests):
-        with context.phases("warm", about=f"warm {number + 1} of {len(requests)}: {request}"):
-            rows.append(_warm(context, number, request))
-        context.record.result = rows
+        folder = context.folder / "warm" / str(number)
+        words = (*cache, *shlex.split(request), "task=compile", f"hydra.run.dir={folder}")
+        wanted.append(jobs.Job(number, folder, (request,), words))
+
+    def say(job: jobs.Job) -> None:
+        context.phases.switch("warm", about=f"warm {job.num + 1} of {len(wanted)}: {job.label}")
+
+    with context.phases("warm", about=f"warm {len(wanted)} requests"):
+        for job, record in jobs.run(wanted, workers=1, on_start=say):
+            rows.append(_warmed(job, record))
+            context.record.result = rows
     failed = [row for row in rows if row["status"] != "ok" or row["rung"] == "eager"]
     if failed:
         raise SweepError(f"{len(failed)} of {len(rows)} requests are not in the cache: {failed[0]['request']}")
     return rows
 
 
-def _warm(context: Context, number: int, request: str) -> dict[str, Any]:
-    began = time.perf_counter()
-    folder = context.folder / "warm" / str(number)
-    cache = [text for text in context.record.overrides if text.startswith(("cache=", "cache."))]
-    command = [sys.executable, "-m", __package__, *cache, *shlex.split(request)]
-    command += ["task=compile", f"hydra.run.dir={folder}"]
-    with (context.folder / "warm.log").open("ab") as log:
-        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
-    try:
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {"status": "failed", "error": {"message": f"no record: see {context.folder / 'warm.log'}"}}
+def _warmed(job: jobs.Job, record: Record) -> dict[str, Any]:
     return {
-        "request": request,
-        "status": record["status"],
-        "outcome": (record.get("cache") or {}).get("outcome"),
-        "rung": record.get("rung"),
-        "object": (record.get("key") or {}).get("object"),
-        "seconds": time.perf_counter() - began,
-        "reason": (record["error"] or {}).get("message"),
+        "request": job.label,
+        "status": record.status,
+        "outcome": record.cache.outcome if record.cache else None,
+        "rung": record.rung,
+        "object": record.key.object if record.key else None,
+        "seconds": sum(record.phases_s.values()),
+        "reason": record.error.message if record.error else None,
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -19,8 +18,6 @@ from .runtime.buckets import Choice, choose, judge
 from .runtime.plans import Latencies
 from .store import Store
 
-logger = logging.getLogger(__name__)
-
 
 def tune_buckets(context: Context, store: Store) -> list[dict[str, Any]]:
     """One row: the chosen buckets and today's, what each is expected to take, and the histogram.
@@ -30,33 +27,35 @@ def tune_buckets(context: Context, store: Store) -> list[dict[str, Any]]:
     Raises:
         AppError: there is no histogram, or no artifact.
     """
-    graphs, histogram = context.settings.graphs, read_histogram(context.settings)
+    histogram = read_histogram(context.settings)
     known = _timed(context, store, histogram)
     if known is None:
         raise ConfigError(_why_not(context))
+    if not known.captured and context.settings.task.name != "profile":
+        context.warn("buckets pay where CUDA graphs are captured for them: without, any size may run as it is")
+    return [_judged(context.settings.graphs, histogram, known)]
+
+
+def _judged(graphs: GraphsConfig, histogram: Mapping[int, int], known: Timed) -> dict[str, Any]:
     cost_ms = _cost_of(known)
     chosen = _choose(graphs, histogram, known)
     then, now = (judge(histogram, buckets, cost_ms) for buckets in (chosen.buckets, graphs.batch_sizes))
-    if not known.captured and context.settings.task.name != "profile":
-        context.warn("buckets pay where CUDA graphs are captured for them: without, any size may run as it is")
-    return [
-        {
-            "set": f"graphs.batch_sizes=[{','.join(map(str, chosen.buckets))}]",
-            "chosen": {"buckets": list(chosen.buckets), **asdict(then), "graph_bytes": chosen.size_bytes},
-            "today": {"buckets": sorted(graphs.batch_sizes), **asdict(now)},
-            # what the calls take without any buckets, and padded to the largest of them
-            "as_it_is": asdict(judge(histogram, [*histogram], cost_ms)),
-            "static": asdict(judge(histogram, [max(histogram)], cost_ms)),
-            "captured": bool(known.captured),
-            "saving_percent": 100 * (1 - then.expected_ms / now.expected_ms),
-            "num_calls": sum(histogram.values()),
-            "histogram": {str(size): calls for size, calls in sorted(histogram.items())},
-        }
-    ]
+    return {
+        "set": f"graphs.batch_sizes=[{','.join(map(str, chosen.buckets))}]",
+        "chosen": {"buckets": list(chosen.buckets), **asdict(then), "graph_bytes": chosen.size_bytes},
+        "today": {"buckets": sorted(graphs.batch_sizes), **asdict(now)},
+        # what the calls take without any buckets, and padded to the largest of them
+        "as_it_is": asdict(judge(histogram, [*histogram], cost_ms)),
+        "static": asdict(judge(histogram, [max(histogram)], cost_ms)),
+        "captured": bool(known.captured),
+        "saving_percent": 100 * (1 - then.expected_ms / now.expected_ms),
+        "num_calls": sum(histogram.values()),
+        "histogram": {str(size): calls for size, calls in sorted(histogram.items())},
+    }
 
 
 def tune(context: Context, store: Store) -> None:
-    """Put the batch sizes that suit the histogram into the run's settings, and say so: `graphs=auto`.
+    """Put the batch sizes that suit the histogram into the run's settings, and the record: `graphs=auto`.
 
     Raises:
         AppError: there is no histogram, or no artifact.
@@ -66,9 +65,8 @@ def tune(context: Context, store: Store) -> None:
     if known is None:
         context.warn(f"graphs=auto: {_why_not(context)}; the batch sizes stay {graphs.batch_sizes}")
         return
-    sizes = list(_choose(graphs, histogram, known).buckets)
-    logger.info("graphs=auto: batch sizes %s, by %d calls in %s", sizes, sum(histogram.values()), graphs.histogram)
-    context.settings = _with(context.settings, sizes)
+    tuned = context.record.tuned = _judged(graphs, histogram, known)
+    context.settings = _with(context.settings, tuned["chosen"]["buckets"])
 
 
 def _with(settings: Settings, sizes: list[int]) -> Settings:

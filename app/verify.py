@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from .config import BATCH
+from .monitor import performance_monitor
 from .runtime.batches import widen
 from .runtime.spec import CallSpec
 from .verdict import Case
@@ -39,16 +40,17 @@ class Judge:
     ) -> Case:
         """Run compiled, eager and float64 on the same inputs, and measure; `others` are sizes of other dimensions."""
         args, kwargs = self._workload.call(batch, seed, others)
+        watched = performance_monitor.monitor("inference/verify")
+        module = watched(self._eager)
         with torch.inference_mode():
             try:
-                ours = compiled(*args, **kwargs)
+                ours = watched(compiled)(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - whatever compiled code raises, eager below doesn't
                 ours = error
             random = _random_state(self._workload.device)
-            eager = self._eager(*args, **kwargs)
-            again = self._eager(*args, **kwargs)
+            eager, again = module(*args, **kwargs), module(*args, **kwargs)
             drew = not torch.equal(random, _random_state(self._workload.device)) and self._draws(args, kwargs)
-            exact = _run_float64(self._exact, args, kwargs) if self._exact is not None else None
+            exact = watched(_run_float64)(self._exact, args, kwargs) if self._exact is not None else None
         reference, name = (exact, "float64") if exact is not None else (eager, "eager")
         problem = f"it raised {ours!r}" if isinstance(ours, Exception) else _mismatch(ours, eager, reference)
         if problem is None and drew:  # then eager's distance from float64 is no rounding, and no bar

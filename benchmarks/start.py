@@ -41,15 +41,11 @@ with torch.inference_mode():
 COMPILED = "module = torch.compile(module, dynamic=True)\n"
 DIRECT_HIT = """
 from pathlib import Path
-from hydra import compose, initialize_config_dir
 from app import dependencies, lookup
-from app.cli import config_dir
-from app.compose import register, typed
+from app.composed import settings_of
 from app.keys import request_key
 from app.store import Store
-register()
-with initialize_config_dir(config_dir(), version_base="1.3"):
-    settings = typed(compose("config", {overrides!r}))
+settings = settings_of({overrides!r})
 with Store(Path(settings.cache.dir)) as store:
     found = lookup.find(store, request_key(settings, "cpu"), dependencies.named_files(settings))
     assert isinstance(found, lookup.Found), found.reasons

@@ -30,12 +30,10 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # torch.set_num_threads alone doesn't reach compiled code in new threads
 
 import torch
-from hydra import compose, initialize_config_dir
 
 from app import dependencies, lookup
 from app import environment as machine
-from app.cli import config_dir
-from app.compose import register, typed
+from app.composed import settings_of
 from app.keys import request_key
 from app.runtime.aoti import AotiRunner
 from app.runtime.model import LIBRARY, CompiledModel, load
@@ -83,9 +81,7 @@ def prepare(folder: Path) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     command = [sys.executable, "-m", "app", "task=compile", *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-    register()
-    with initialize_config_dir(config_dir(), version_base="1.3"):
-        settings = typed(compose("config", overrides))
+    settings = settings_of(overrides)
     with Store(folder / "store") as store:
         found = lookup.find(store, request_key(settings, "cpu"), dependencies.named_files(settings))
         assert isinstance(found, lookup.Found), found.reasons

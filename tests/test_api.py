@@ -337,9 +337,13 @@ class Branches(nn.Module):
         return x * 2 if x.sum() > 0 else x - 1
 
 
-def test_what_does_not_export_is_served_by_the_module_itself(tmp_path):
+def test_what_does_not_export_is_served_by_the_module_itself_and_is_one_line(tmp_path, capfd, caplog):
     with app.session(cache={"dir": str(tmp_path / "store")}):
         model = app.compile_model(Branches(), torch.ones(2, 3))
+    assert "sum_1" not in capfd.readouterr().err  # torch prints its graph, which the log has instead
+    said = next(text for text in caplog.messages if text.startswith("fallback"))
+    assert "sum_1" in Path(said.partition("all of it: ")[2].rstrip(")")).read_text()
+    assert caplog.text.count("fallback compiled -> eager at export") == 1
     assert torch.equal(model(-torch.ones(2, 3)), -torch.ones(2, 3) - 1)
     assert [(step["stage"], step["to"]) for step in model.info["fallbacks"]] == [("export", "eager")]
 
@@ -363,6 +367,7 @@ def test_a_module_of_one_batch_size_is_compiled_for_that(store, caplog):
         model = app.compile_model(Fixed(), torch.ones(4, 3))
     assert model.info["rung"] == "compiled"
     assert "compiled for the examples' sizes alone" in caplog.text
+    assert "fallback" not in caplog.text
     assert torch.equal(model(torch.ones(4, 3)), torch.full((4, 3), 2.0))
 
 

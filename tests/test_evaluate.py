@@ -202,6 +202,7 @@ def test_a_failure_keeps_what_was_finished_too(context):
     with pytest.raises(RuntimeError):
         run(asked, prepare(asked), broken)
     assert len(list((asked.folder / FOLDER).glob("rows-*.npz"))) == 1
+    assert f"8 of 10 rows are done: go on with evaluate.resume={asked.folder}" in asked.record.warnings[0]
 
 
 def test_other_rows_are_not_resumed(context, rows):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections
 import hashlib
 import inspect
+import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch.utils import _pytree as pytree
 
 from ..config import BATCH
 from ..errors import ExportError
-from ..runtime.spec import CallSpec, register_namedtuple
+from ..runtime.spec import CallSpec, InputSpec, register_namedtuple
 from ..workloads import Workload
+from . import indices
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def export(workload: Workload, module: nn.Module) -> Exported:
         module: The module to export: the workload's own, or its copy at another precision.
 
     Raises:
-        ExportError: torch can't export it, or the program would keep state of its own.
+        ExportError: torch can't export it, or the program would keep state of its own, or an index can't be checked.
     """
     program = workload.program if workload.program is not None and module is workload.module else None
     if program is None:
@@ -72,6 +74,7 @@ def _trace(workload: Workload, module: nn.Module) -> ExportedProgram:
                 dynamic.update(dynamic.pop(parameter.name))
         return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # export runs the user's code and raises whatever that raises
+        traceback.print_exc()  # standard error is a log here, and has all of it
         raise ExportError(_cause(error)) from error
 
 
@@ -133,7 +136,7 @@ def _spec(workload: Workload, program: ExportedProgram) -> CallSpec:
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ExportError(f"the output's structure can't be stored: {error}") from error
     return CallSpec(
-        inputs=tuple(spec.checked for spec in workload.inputs),
+        inputs=_ranged(workload, program),
         dims={name: (dim.min, dim.max) for name, dim in workload.dims.items()},
         device=workload.device.partition(":")[0],
         out_spec=text,
@@ -142,6 +145,18 @@ def _spec(workload: Workload, program: ExportedProgram) -> CallSpec:
         out_constants=constants,
         out_axes={name: axes for name, axes in sorted(found.items()) if not isinstance(axes, str)},
         unpaddable={name: why for name, why in sorted(found.items()) if isinstance(why, str)},
+    )
+
+
+def _ranged(workload: Workload, program: ExportedProgram) -> tuple[InputSpec, ...]:
+    """What every call is checked against, with the ranges that the program's own tables give."""
+    # by position: a program may have other names for the same inputs
+    names = map(str, program.graph_signature.user_inputs)
+    order = dict(zip(names, (spec.checked for spec in workload.inputs), strict=True))
+    known = indices.ranges(program, frozenset(name for name, spec in order.items() if spec.low is not None))
+    return tuple(
+        replace(spec, low=known[name][0], high=known[name][1]) if name in known else spec
+        for name, spec in order.items()
     )
 
 

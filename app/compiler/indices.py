@@ -1,7 +1,8 @@
 """Indices: the range that an integer input of a program may have, as far as the program itself tells.
 
 Compiled code ends the process on an index outside of its table, so every call is checked; and a caller who gives
-examples has not said which integers may come. What can't be followed is refused: it is served by eager, which raises.
+examples has not said which integers may come. What can't be followed, or checked, is refused: it is served by eager,
+which raises. Sizes make indices too: a table of positions may end before a dimension does.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from ..errors import ExportError
-
-Range = tuple[int, int] | None
+from ..config import BATCH
+from ..errors import IndexingError
+from ..workloads import Workload
 
 # What gives the same integers again, among others perhaps, in another shape.
 _KEEPING = frozenset((
@@ -24,31 +25,67 @@ _KEEPING = frozenset((
 ))  # fmt: skip
 # What takes integers for numbers, besides all that works on them one by one.
 _COUNTING = frozenset((
-    "sum", "mean", "cumsum", "cumprod", "prod", "amax", "amin", "max", "min", "argmax", "argmin", "any", "all",
-    "sort", "topk", "argsort", "std", "var", "mm", "bmm", "matmul", "linear", "dot", "flip", "roll", "tril", "triu",
-    "type_as",
-    "constant_pad_nd", "pad", "expand_as", "view_as", "reshape_as", "ones_like", "zeros_like", "full_like", "numel",
-    "_assert_tensor_metadata", "softmax", "count_nonzero", "logsumexp", "norm", "sym_size", "isin", "diff",
+    "sum", "mean", "cumsum", "cumprod", "prod", "amax", "amin", "any", "all", "std", "var", "mm", "bmm", "matmul",
+    "linear", "dot", "flip", "roll", "tril", "triu", "type_as", "constant_pad_nd", "pad", "expand_as", "view_as",
+    "reshape_as", "ones_like", "zeros_like", "full_like", "softmax", "count_nonzero", "logsumexp", "norm", "isin",
+    "diff", "_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size",
 ))  # fmt: skip
+# What gives sizes, or places in an operand: no value takes them beyond it. Of some it is the second thing they give.
+_BOUNDED = frozenset(("sym_size", "numel", "argmax", "argmin", "argsort", "nonzero", "bucketize", "searchsorted"))
+_SECOND_BOUNDED = frozenset(("topk", "sort", "max", "min", "median", "mode", "kthvalue", "cummax", "cummin"))
 _WIDE = (torch.int32, torch.int64)
 
 
-def ranges(program: ExportedProgram, declared: frozenset[str] = frozenset()) -> dict[str, Range]:
-    """For each integer input that isn't declared: lowest and upper bound (exclusive); None where any is fine.
+def ranges(program: ExportedProgram, declared: frozenset[str] = frozenset()) -> dict[str, tuple[int, int]]:
+    """For each input that indexes a table, and isn't declared: lowest and upper bound (exclusive).
 
     Raises:
-        ExportError: an input becomes an index in a way that can't be followed; the message says what to give.
+        IndexingError: an input becomes an index in a way that can't be followed; the message says what to give.
     """
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    found: dict[str, Range] = {}
+    found = {}
     for name in map(str, program.graph_signature.user_inputs):
         value = values.get(name)
-        if not isinstance(value, torch.Tensor) or name in declared:
+        if not isinstance(value, torch.Tensor) or value.dtype == torch.bool or name in declared:
             continue
-        high = _highest(program.graph_module, name, {name}, set())
-        if _holds_integers(value):
-            found[name] = None if high is None else (0, high)
+        if (high := _highest(program.graph_module, name, {name}, set())) is not None:
+            found[name] = (0, high)
     return found
+
+
+def try_largest(program: ExportedProgram, workload: Workload) -> None:
+    """Run the model at the largest size of each dimension, where it looks anything up; the batch numbers no rows.
+
+    Raises:
+        IndexingError: it fails there.
+    """
+    if not _looks_up(program.graph_module):
+        return
+    for dim in workload.dims.keys() - {BATCH}:
+        largest = workload.dims[dim].max
+        args, kwargs = workload.call(others={dim: largest})
+        try:
+            with torch.inference_mode():
+                workload.module(*args, **kwargs)
+        except (IndexError, RuntimeError) as error:
+            raise IndexingError(
+                f"the model fails at {dim}={largest}, which its range allows: {error}; lower model.dims.{dim}.max"
+            ) from error
+
+
+def _looks_up(graph: torch.fx.GraphModule) -> bool:
+    """Whether an operator takes a tensor of integers for something else than numbers."""
+    return any(
+        any(map(_looks_up, _parts(graph, node)))
+        or (any(map(_holds_integers, _tensors_into(node))) and not _takes_numbers(node, _name_of(node)))
+        for node in graph.graph.nodes
+        if node.op == "call_function"
+    )
+
+
+def _tensors_into(node: torch.fx.Node) -> list[torch.Tensor]:
+    values = (item.meta.get("val") for item in node.all_input_nodes)
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 def _highest(graph: torch.fx.GraphModule, name: str, same: set[str], derived: set[str]) -> int | None:
@@ -71,7 +108,8 @@ def _highest(graph: torch.fx.GraphModule, name: str, same: set[str], derived: se
         parts = list(_parts(graph, node))
         for part in parts:
             # operands may come in any order: whatever is inside counts as made of the input
-            _highest(part, name, set(), {item.name for item in part.graph.nodes if item.op == "placeholder"})
+            given = [item for item in part.graph.nodes if item.op == "placeholder"]
+            _highest(part, name, set(), {item.name for item in given if isinstance(item.meta["val"], torch.Tensor)})
         index = node.args[1] if operator == "embedding" else None
         if index is not None and index.name in integers:
             size = node.args[0].meta["val"].shape[0]
@@ -80,20 +118,29 @@ def _highest(graph: torch.fx.GraphModule, name: str, same: set[str], derived: se
             high = size if high is None else min(high, size)
         elif integers and not parts and not _takes_numbers(node, operator):
             raise _refused(name, operator)
-        keeps = operator in _KEEPING and integers & same and _is_integer(node, _WIDE)
-        (same if keeps else derived).add(node.name)
+        if not _is_bounded(node, operator):
+            keeps = operator in _KEEPING and integers & same and _is_integer(node, _WIDE)
+            (same if keeps else derived).add(node.name)
     return high
 
 
-def _refused(name: str, operator: str) -> ExportError:
-    return ExportError(
+def _refused(name: str, operator: str) -> IndexingError:
+    return IndexingError(
         f"input {name!r} is used as an index ({operator}), in a range that can't be seen: "
-        f"give ranges={{{name!r}: (lowest, highest + 1)}} if it holds integers"
+        f"give ranges={{{name!r}: (lowest, highest + 1)}} if it holds integers, or pass it as integers"
     )
 
 
+def _is_bounded(node: torch.fx.Node, operator: str) -> bool:
+    """Whether a node gives nothing that values could take out of a table: booleans, sizes, places."""
+    if operator == "getitem" and isinstance(node.args[0], torch.fx.Node):
+        return bool(node.args[1] == 1) and _name_of(node.args[0]) in _SECOND_BOUNDED
+    return operator in _BOUNDED or getattr(node.meta.get("val"), "dtype", None) == torch.bool
+
+
 def _takes_numbers(node: torch.fx.Node, operator: str) -> bool:
-    return operator in _KEEPING | _COUNTING or torch.Tag.pointwise in getattr(node.target, "tags", ())
+    known = _KEEPING | _COUNTING | _BOUNDED | _SECOND_BOUNDED
+    return operator in known or torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
 def _parts(graph: torch.fx.GraphModule, node: torch.fx.Node) -> Iterator[torch.fx.GraphModule]:

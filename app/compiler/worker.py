@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..errors import AppError, CompileError, ExportError, VerifyError
+from ..errors import AppError, CompileError, ExportError, IndexingError, VerifyError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,10 +142,11 @@ def prepare(
     built = built or build_model(settings, device, on_phase)
 
     on_phase("export")
-    from . import lower
+    from . import indices, lower
     from .export import export
 
     exported = export(built.workload, built.module)
+    indices.try_largest(exported.program, built.workload)
     content = lower.weights_content(exported)
     frozen = settings.inductor_options["freezing"]
     key = object_key(
@@ -171,7 +172,11 @@ def _work(request: Mapping[str, Any], events: TextIO, answers: SimpleQueue[str])
     try:
         return _compile(request, settings, built, phase, lock)
     except (ExportError, CompileError) as error:
-        if error.stage not in request["jit"] or (isinstance(error, CompileError) and _is_the_machines(error)):
+        if (
+            error.stage not in request["jit"]
+            or isinstance(error, IndexingError)
+            or (isinstance(error, CompileError) and _is_the_machines(error))
+        ):
             raise
         _send(events, {"event": "step", "stage": error.stage, "message": error.message})
         result = _jit(request, settings, built, phase)

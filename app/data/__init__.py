@@ -108,7 +108,7 @@ def _chosen(config: DataConfig, columns: Columns, name: str, *, alone: bool) -> 
 
 def _labels(columns: Columns, name: str) -> Array:
     columns.require(name, "the labels", "data.label")
-    values = numbers(columns, name)
+    values = numbers(columns, name, ": a label is one, such as the class's place among the model's scores, 0, 1, ..")
     if np.isnan(values).any():
         raise DataError(f"{columns.at(int(np.argwhere(np.isnan(values))[0][0]), name)} is not a number")
     # a table has no types: whole numbers are classes there
@@ -124,7 +124,9 @@ def _fitted(
     sizes: dict[str, tuple[int, str]],
 ) -> Array:
     """The columns as the input's shape and dtype; `sizes` collects what the named dimensions come to."""
-    parts = [numbers(columns, name) for name in chosen]
+    hint = f" (data.inputs={{{spec.name}: [COLUMN, ..]}} chooses columns, data.label=COLUMN is none of them)"
+    hint = hint if columns.tabular else ""
+    parts = [numbers(columns, name, hint) for name in chosen]
     values = parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
     wanted = list(spec.shape or ())[1:]
     fixed = all(isinstance(size, int) for size in wanted)
@@ -133,11 +135,11 @@ def _fitted(
     what = f"{columns.source}: input {spec.name!r}"
     given = f"{what} has rows of shape {list(values.shape[1:])}, the model takes {wanted}"
     if values.ndim != len(wanted) + 1:
-        raise DataError(given)
+        raise DataError(f"{given}{hint}")
     for size, dim in zip(values.shape[1:], wanted, strict=True):
         if isinstance(dim, int):
             if size != dim:
-                raise DataError(given)
+                raise DataError(f"{given}{hint}")
             continue
         limits = dims[dim]
         if not limits.min <= size <= limits.max:

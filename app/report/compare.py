@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..measure.statistics import Speedup, scatter, speedup, widened
 from . import rows as reading
@@ -15,21 +15,15 @@ from .summary import escaped, reason
 
 HARDWARE = ("cpu", "cores", "machine", "gpus")
 
-Verdict = Literal["regression", "slower", "faster", "same", "untested"]
+Verdict = Literal["regression", "slower", "faster", "same", "untested"]  # untested: raw samples are missing
+VERDICTS = get_args(Verdict)
 Place = tuple[str, str, str, str]  # hardware, model, label, batch
 Found = tuple[Row, Timing]
-MEANINGS = {
-    "regression": "slower beyond the tolerance",
-    "slower": "slower beyond the noise, within the tolerance",
-    "faster": "faster beyond the noise",
-    "same": "within the noise",
-    "untested": "not tested: the raw samples are missing",
-}
 TEST = """\
 Test: bootstrap of the ratio of medians, 95 % interval, widened by how unlike eager, the same code, changed from run
 to run ({scatter}; 0 where one run is all there is). Faster and slower: the interval leaves out 1. Regression: all of
-it is beyond the tolerance. The eager column is a control: where it moved as much, look at the machine, torch or the
-model first."""
+it is beyond the tolerance; what ran before and fails now is one too. The eager column is a control: where it moved as
+much, look at the machine, torch or the model first."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sets of runs: what changed, what else differs between the two, and what only one of them has.
+    """Two sets of runs: what changed, what else differs between the two, what broke, and what only one of them has.
 
     `scatter` is how unlike eager's own changes are between the runs of a model: the noise from run to run.
     """
@@ -64,12 +58,13 @@ class Comparison:
     scatter: dict[str, float]
     differences: list[str]
     changes: list[Change]
+    broken: list[str]
     missing: list[str]
 
     @property
     def has_regression(self) -> bool:
-        """Whether anything became slower beyond the tolerance."""
-        return any(change.verdict == "regression" for change in self.changes)
+        """Whether anything became slower beyond the tolerance, or ran before and fails now."""
+        return bool(self.broken) or any(change.verdict == "regression" for change in self.changes)
 
 
 def compare(before: Path, after: Path, tolerance: float) -> Comparison:
@@ -80,7 +75,7 @@ def compare(before: Path, after: Path, tolerance: float) -> Comparison:
     interval is beyond the tolerance.
 
     Raises:
-        ValueError: a directory holds no record, or the two come from unlike machines.
+        ValueError: a directory holds no record, or the two have nothing in common, such as a machine.
     """
     sides = [reading.read([directory])[0] for directory in (before, after)]
     names = reading.varied(sides[0]) | reading.varied(sides[1])
@@ -92,6 +87,12 @@ def compare(before: Path, after: Path, tolerance: float) -> Comparison:
     if all(hardware) and not hardware[0] & hardware[1]:
         here, there = (" and ".join(sorted(each)) for each in hardware)
         raise ValueError(f"unlike machines aren't compared: {before} ran on {here}, {after} on {there}")
+    broken, gone = _missing(before, found[0], after, found[1], sides[1])
+    fixed, new = _missing(after, found[1], before, found[0], sides[0])
+    if not shared and not broken:
+        raise ValueError(
+            f"{before} and {after} have no configuration in common: {', '.join(gone + new) or 'no figures'}"
+        )
     return Comparison(
         before=str(before),
         after=str(after),
@@ -100,25 +101,26 @@ def compare(before: Path, after: Path, tolerance: float) -> Comparison:
         scatter=noise,
         differences=list(_differences(*sides)),
         changes=[_change(*each, tolerance, noise.get(each[0][1], 0.0)) for each in shared],
-        missing=[
-            *_missing(before, found[0], after, found[1], sides[1]),
-            *_missing(after, found[1], before, found[0], sides[0]),
-        ],
+        broken=broken,
+        missing=gone + fixed + new,
     )
 
 
 def markdown(found: Comparison) -> str:
     """The comparison as a comment on a pull request: what counts first, all rows folded."""
-    counts = {verdict: sum(change.verdict == verdict for change in found.changes) for verdict in MEANINGS}
+    counts = {verdict: sum(change.verdict == verdict for change in found.changes) for verdict in VERDICTS}
+    counts = {"broken": len(found.broken), **counts}
     said = [f"{count} {verdict}" for verdict, count in counts.items() if count]
     lines = [
-        f"### {'Regression' if found.has_regression else 'No regression'}: {', '.join(said) or 'nothing to compare'}",
+        f"### {'Regression' if found.has_regression else 'No regression'}: {', '.join(said)}",
         "",
         f"{escaped(found.before)} → {escaped(found.after)}, tolerance {found.tolerance:.0%}.",
         *(f"- {escaped(machine)}" for machine in found.machines or ["no machine that both ran on"]),
         *(f"- {escaped(difference)}" for difference in found.differences),
         "",
     ]
+    if found.broken:
+        lines += ["Ran before, and fails now:", "", *(f"- {escaped(text)}" for text in found.broken), ""]
     notable = [change for change in found.changes if change.verdict not in ("same", "untested")]
     if notable:
         lines += [*_table(notable), ""]
@@ -141,9 +143,8 @@ def markdown(found: Comparison) -> str:
 def _table(changes: Sequence[Change]) -> Iterator[str]:
     yield "| model | configuration | batch | before, ms | after, ms | times as fast (95 %) | eager | verdict |"
     yield "|---|---|---|---|---|---|---|---|"
-    order = list(MEANINGS)
     for change in sorted(
-        changes, key=lambda change: (order.index(change.verdict), change.gain.ratio if change.gain else 1.0)
+        changes, key=lambda change: (VERDICTS.index(change.verdict), change.gain.ratio if change.gain else 1.0)
     ):
         gain = change.gain
         spread = f"{figure(gain.ratio)} ({figure(gain.low)}-{figure(gain.high)})" if gain else "-"
@@ -167,7 +168,8 @@ def _scatter(shared: Sequence[tuple[Place, Found, Found]]) -> dict[str, float]:
 
 
 def _eager(old: Timing, new: Timing) -> float | None:
-    return old.eager_ms.p50 / new.eager_ms.p50 if old.eager_ms and new.eager_ms else None
+    medians = [timing.eager_ms.p50 if timing.eager_ms else 0.0 for timing in (old, new)]
+    return medians[0] / medians[1] if min(medians) > 0 else None
 
 
 def _change(place: Place, before: Found, after: Found, tolerance: float, relative: float) -> Change:
@@ -213,15 +215,22 @@ def _common(rows: Sequence[Row]) -> dict[str, str]:
     return facts | reading.constant(rows)
 
 
-def _missing(side: Path, own: Any, other_side: Path, other: Any, others: Sequence[Row]) -> Iterator[str]:
-    for place in own:
+def _missing(
+    side: Path, own: Mapping[Place, Found], other_side: Path, other: Mapping[Place, Found], others: Sequence[Row]
+) -> tuple[list[str], list[str]]:
+    """What failed on the other side, and what it hasn't at all."""
+    broken, gone = [], []
+    for place in own.keys() - other.keys():
         hardware, model, label, batch = place
-        if place not in other:
-            failed = [row for row in others if (row.model, row.label) == (model, label) and row.status != "ok"]
-            why = f": in {other_side} it {failed[-1].status} {reason(failed[-1])}" if failed else ""
-            elsewhere = any(found[1:] == place[1:] for found in other)
-            why = f": {other_side} has it on another machine, and ran here on {hardware}" if elsewhere else why
-            yield f"{model}, {label}, batch {batch}, only in {side}{why}"
+        text = f"{model}, {label}, batch {batch}, only in {side}"
+        failed = [row for row in others if (row.model, row.label) == (model, label) and row.status != "ok"]
+        if any(found[1:] == place[1:] for found in other):
+            gone.append(f"{text} on {hardware}: {other_side} has it on another machine")
+        elif failed:
+            broken.append(f"{text}: in {other_side} it {failed[-1].status} {reason(failed[-1])}")
+        else:
+            gone.append(text)
+    return sorted(broken), sorted(gone)
 
 
 def _hardware(environment: dict[str, Any]) -> str:

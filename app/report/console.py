@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import re
 import textwrap
-from datetime import UTC, datetime
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
+
+from ..lookup import ago
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,6 +31,10 @@ MAX_WARNINGS = 4  # a noisy machine has one for every figure
 SHORTEST_PHASE_S = 1e-3
 STYLES = {"failed": "bold red", "fallback": "yellow", "warning": "yellow"}
 LABEL_WIDTH = 10
+GAP = 2
+UNBROKEN = 20  # a cell of a table that is no longer stays on one line
+# Paths and digests are for copying: where there is no room for one, the terminal may break it, but no newline.
+wrap = functools.partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
 LONGEST_CELL = 200
 NARROWEST = 40
 SEPARATOR = " · "
@@ -67,24 +76,58 @@ def _print_rows(rows: list[dict[str, Any]], console: Console) -> None:
     if not rows:
         _print_line(console, Text("nothing"))
     if len(rows) == 1:
-        for name, value in _flat(rows[0]):
-            print_note(console, f"{name} ", value)
+        fields = list(_fields(rows[0]))
+        width = max(len(label) for label, _ in fields) + GAP
+        for label, text in fields:
+            print_note(console, label, text, width)
     if len(rows) > 1:
         plain = [name for name in rows[0] if not any(isinstance(row[name], dict | list) for row in rows)]
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-        for name in plain:
-            table.add_column(name.replace("_", " "), overflow="fold", justify="right" if name == "bytes" else "left")
-        for row in rows:
-            table.add_row(*(Text(_cell(name, row[name])) for name in plain))
-        console.print(table)
+        columns = [[name.replace("_", " "), *(_cell(name, row[name]) for row in rows)] for name in plain]
+        for number, line in enumerate(_lines(columns, console.width)):
+            _print_line(console, Text(line, style="" if number else "bold"))
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, _cell(name.rpartition(".")[2], value)
+def _fields(value: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
+    """Label and text of each field; what is nested deeper than once is a heading and lines of its own."""
+    for name, item in value.items():
+        label = indent + name.replace("_", " ")
+        if isinstance(item, dict) and any(isinstance(each, dict) for each in item.values()):
+            yield label, ""
+            yield from _fields(item, f"{indent}  ")
+        elif isinstance(item, dict) and item:
+            yield label, _listed([f"{key} {_cell(key, each)}".replace("_", " ") for key, each in item.items()])
+        else:
+            yield label, _cell(name, item)
+
+
+def _lines(columns: list[list[str]], width: int) -> Iterator[str]:
+    """Rows of a table that breaks between words only; texts that find no room side by side share a column."""
+    least = [max(len(part) for cell in column for part in _unbroken(cell)) for column in columns]
+    most = [max(map(len, column)) for column in columns]
+    spare = width - sum(least) - GAP * (len(columns) - 1)
+    texts = [column for column, longest in zip(columns, most, strict=True) if longest > UNBROKEN]
+    if spare < 0 and len(texts) > 1:
+        shared = ["\n".join(cell for cell in cells if cell != "-") for cells in zip(*texts, strict=True)]
+        yield from _lines([*(column for column in columns if column not in texts), shared], width)
+        return
+    wants = [high - low for low, high in zip(least, most, strict=True)]
+    share = min(1.0, max(0, spare) / (sum(wants) or 1))
+    widths = [low + int(want * share) for low, want in zip(least, wants, strict=True)]
+    if spare < 0:  # a word too long for any line sticks out alone
+        widest = widths.index(max(widths))
+        widths[widest] = max(UNBROKEN, widths[widest] + spare)
+    for cells in zip(*columns, strict=True):
+        wrapped = [
+            [line for part in cell.split("\n") for line in wrap(part, size)]
+            for cell, size in zip(cells, widths, strict=True)
+        ]
+        for parts in itertools.zip_longest(*wrapped, fillvalue=""):
+            yield (" " * GAP).join(part.ljust(size) for part, size in zip(parts, widths, strict=True)).rstrip()
+
+
+def _unbroken(cell: str) -> list[str]:
+    """The parts that stay whole: short lines, and the words of longer ones."""
+    return [part for line in cell.split("\n") for part in ([line] if len(line) <= UNBROKEN else line.split())]
 
 
 def _cell(name: str, value: Any) -> str:
@@ -92,12 +135,14 @@ def _cell(name: str, value: Any) -> str:
     text = str(value)
     if value is None or value == {}:
         text = "-"
-    elif name in {"digest", "object"}:
+    elif name in {"digest", "object", "checksum"}:
         text = text[:12]
     elif name in {"bytes", "size_limit_bytes"}:
         text = f"{value / 1e6:,.1f} MB"
     elif name == "last_used":
-        text = datetime.fromtimestamp(value, UTC).isoformat(" ", "minutes")[:16]
+        text = ago(time.time() - value)
+    elif name == "created":
+        text = ago(time.time() - datetime.fromisoformat(value).timestamp())
     elif isinstance(value, bool):
         text = "yes" if value else "no"
     elif isinstance(value, float):
@@ -178,6 +223,8 @@ def _notes(record: Record) -> Iterator[tuple[str, str]]:
     if record.speedup_same_precision:
         same = [f"{figure(ratio)}x (batch {batch})" for batch, ratio in record.speedup_same_precision.items()]
         yield "speed-up", f"against eager in {record.precision}: {_listed(same)}"
+    if record.tuned:
+        yield "buckets", _tuned(record.tuned)
     if record.monitor and (graphs := record.monitor.get("graphs")):
         yield "graphs", _graphs(graphs)
     if record.verify:
@@ -226,6 +273,19 @@ def _rungs(best: str, rungs: Mapping[str, str]) -> str:
     return _listed([f"{rung} (batch {', '.join(at)})" for rung, at in batches.items()])
 
 
+def _tuned(row: Mapping[str, Any]) -> str:
+    chosen, today = row["chosen"], row["today"]
+    sizes, before = (", ".join(map(str, each["buckets"])) for each in (chosen, today))
+    saved = f"{abs(row['saving_percent']):.0f} % {'more' if row['saving_percent'] < 0 else 'less'} than {before}"
+    parts = [
+        f"{sizes}: {figure(chosen['expected_ms'])} ms a call expected, {saved}",
+        f"{chosen['hit_rate']:.0%} of calls are a bucket",
+        f"{chosen['padding_waste']:.0%} of rows padding",
+        f"calls by batch {', '.join(f'{size}: {calls:,}' for size, calls in row['histogram'].items())}",
+    ]
+    return _listed(parts)
+
+
 def _graphs(graphs: Mapping[str, Any]) -> str:
     captured = f"batch {', '.join(graphs['captured'])} in {_duration(graphs['seconds'])}"
     parts = [captured, f"{_cell('bytes', graphs['bytes'])} of device memory"]
@@ -263,16 +323,15 @@ def _listed(parts: list[str]) -> str:
     return SEPARATOR.join(part.replace(" ", NBSP) for part in parts).replace(" ·", f"{NBSP}·")
 
 
-def print_note(console: Console, label: str, text: str) -> None:
+def print_note(console: Console, label: str, text: str, width: int = LABEL_WIDTH) -> None:
     """Print a label, and a text beside it that may be long, or coloured by a compiler."""
-    lines = textwrap.fill(
+    lines = wrap(
         re.sub(r"[ \t\r\n]+", " ", Text.from_ansi(text).plain),  # compilers colour their errors
         max(console.width, NARROWEST),
-        initial_indent=label.ljust(LABEL_WIDTH),
-        subsequent_indent=" " * LABEL_WIDTH,
-        break_on_hyphens=False,
+        initial_indent=label.ljust(width),
+        subsequent_indent=" " * width,
     )
-    line = Text(lines.replace(NBSP, " "))
+    line = Text("\n".join(lines).replace(NBSP, " ") or label)
     line.stylize(STYLES.get(label, "cyan"), 0, len(label))
     _print_line(console, line)
 
@@ -280,4 +339,4 @@ def print_note(console: Console, label: str, text: str) -> None:
 def _print_line(console: Console, line: Text) -> None:
     """Print `line` as it stands: `[batch, 64]` is a shape, not markup, and the terminal may be ASCII only."""
     line.plain = line.plain.encode(console.encoding, "replace").decode(console.encoding)
-    console.print(line)
+    console.print(line, soft_wrap=True)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 5  # all that were listed are in disagreements.jsonl
 LONGEST_METRIC = 30
-SHORTEST_S = 1.0  # calls of less time together don't compare speeds
+SHORTEST_S = 1.0  # calls of less time together compare speeds roughly,
+FEWEST_CALLS = 5  # and fewer of them not at all
+NUM_VALUES = 3  # of an output that is listed here
 
 
 def table(info: EvaluationInfo, rung: str | None) -> Table:
@@ -27,8 +29,19 @@ def table(info: EvaluationInfo, rung: str | None) -> Table:
     found.add_column("rows a second", justify="right")
     for name, label in (("eager", "eager, fp32"), ("compiled", f"served by {rung or 'eager'}")):
         values = [] if info.metric_values is None else [f"{info.metric_values[name]:.6g}"]
-        found.add_row(label, *values, figure(info.rows_per_s[name]))
+        found.add_row(label, *values, figure(info.rows_per_s[name] if _speed(info)[0] else None))
     return found
+
+
+def _speed(info: EvaluationInfo) -> tuple[bool, str | None]:
+    """Whether there is one to show, and what there is to say of it."""
+    calls = -(-info.rows // info.batch_size)
+    spent_s = min((info.rows / rate for rate in info.rows_per_s.values() if rate), default=0.0)
+    if spent_s >= SHORTEST_S:
+        return True, None
+    shown = calls >= FEWEST_CALLS
+    what = f"only {calls} calls in {figure(spent_s)} s: {'rows a second are rough' if shown else 'too few to tell'}"
+    return shown, f"{what}; task=benchmark measures"
 
 
 def notes(info: EvaluationInfo) -> Iterator[tuple[str, str]]:
@@ -38,9 +51,8 @@ def notes(info: EvaluationInfo) -> Iterator[tuple[str, str]]:
         f"{info.rows:,} rows of {info.data}, {info.batch_size} a call"
         + (f"; {info.resumed_rows:,} of them by an earlier run" if info.resumed_rows else ""),
     )
-    spent_s = [info.rows / rate for rate in info.rows_per_s.values() if rate]
-    if spent_s and min(spent_s) < SHORTEST_S:
-        yield "speed", f"only {figure(min(spent_s))} s of calls: rows a second are rough; task=benchmark measures"
+    if (rough := _speed(info)[1]) is not None:
+        yield "speed", rough
     if info.metric_drop is not None:
         moved = f"{'drops' if info.metric_drop > 0 else 'gains'} {abs(info.metric_drop):.6g}"
         yield "metric", moved if info.metric_drop else "the same"
@@ -71,10 +83,15 @@ def _score(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.5g}"
 
 
+def _values(output: list[float | None]) -> str:
+    return f"[{', '.join(map(_score, output[:NUM_VALUES]))}{', ..' if len(output) > NUM_VALUES else ''}]"
+
+
 def _row(row: Disagreement) -> str:
     where = f"row {row.row}" + ("" if row.label is None else f", label {row.label}")
     if row.eager_class is None or row.compiled_class is None:
-        return f"{where}: relative distance {'not finite' if row.relative is None else f'{row.relative:.1e}'}"
+        far = "not finite" if row.relative is None else f"{row.relative:.1e}"
+        return f"{where}: eager {_values(row.eager)}, compiled {_values(row.compiled)}, relative distance {far}"
     if max(row.eager_class, row.compiled_class) >= len(row.eager):  # the list holds the first values only
         return f"{where}: eager {row.eager_class}, compiled {row.compiled_class}"
     said = [

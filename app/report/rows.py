@@ -22,6 +22,22 @@ EAGER = "eager"
 SERVING = ("cudagraph", "compiled", "jit")  # runners, the best first
 MAKING = ("worker", "export", "compile", "publish", "plan")  # phases that a direct hit is spared
 SHORTEST_MS = 1e-6  # less than the clock tells is no gain
+SAME = (  # fields of a record that a row has as they are
+    *(
+        "status",
+        "task",
+        "model",
+        "mode",
+        "precision",
+        "weights",
+        "device",
+        "rung",
+        "phases_s",
+        "memory",
+        "environment",
+    ),
+    *("overrides", "command", "created_at", "warnings"),
+)
 NAMED = ("model", "mode", "precision", "weights", "device", "task")  # overrides that have a field of their own
 STEERING = (
     "hydra",
@@ -149,9 +165,12 @@ def read(directories: Sequence[Path]) -> tuple[list[Row], list[str]]:
                 doubts.append(f"{path}: {error}; only the jobs that left a record are shown")
                 continue
             found |= {(path.parent / job.folder).resolve(): _job(path.parent, job, sweep) for job in sweep.jobs}
-        for path in sorted(directory.rglob("record.json"), key=_natural):
-            if path.parent.resolve() not in found:
-                found[path.parent.resolve()] = _row(path, str(path.parent.relative_to(directory)))
+        written = sorted(directory.rglob("record.json"), key=_natural)
+        runs = {*found, *(path.parent.resolve() for path in written)}
+        for path in written:
+            folder = path.parent.resolve()
+            if folder not in found and runs.isdisjoint(folder.parents):  # what a run started is no run of its own
+                found[folder] = _row(path, str(path.parent.relative_to(directory)))
         if not found:
             raise ValueError(f"{directory} holds no record.json, here or below")
         several = f"{directory.name}/" if len(directories) > 1 else ""
@@ -198,9 +217,9 @@ def located(rows: Sequence[Row], identity: Callable[[dict[str, Any]], T]) -> tup
 
 
 def constant(rows: Sequence[Row]) -> dict[str, str]:
-    """The overrides that all rows share."""
-    names = varied(rows)
-    return {name: value for row in rows for name, value in _values(row).items() if name not in names}
+    """The device and the overrides that all rows share."""
+    first, *others = [_values(row) for row in rows if row.environment is not None] or [{}]
+    return {name: value for name, value in first.items() if all(own.get(name) == value for own in others)}
 
 
 def newest(rows: Sequence[Row]) -> Iterator[tuple[Row, str, Timing]]:
@@ -222,25 +241,19 @@ def _job(root: Path, job: Job, sweep: Sweep) -> Row:
     path = root / job.folder / "record.json"
     if path.exists():
         row = _row(path, job.folder)
-        row = replace(row, overrides=row.overrides or job.overrides, command=sweep.command)
+        row = replace(row, overrides=row.overrides or job.overrides)
     elif sweep.status == "running":
         row = Row(job=job.folder, folder=str(path.parent), status="running", overrides=job.overrides)
     else:
         reason = (
             "it left no record" if sweep.status == "complete" else f"the sweep was {sweep.status} before its turn"
         )
-        row = Row(
-            job=job.folder,
-            folder=str(path.parent),
-            status="lost",
-            error=RunError("Lost", "start", reason),
-            overrides=job.overrides,
-        )
-        row = replace(row, command=sweep.command)
+        error = RunError("Lost", "start", reason)
+        row = Row(job=job.folder, folder=str(path.parent), status="lost", error=error, overrides=job.overrides)
     if row.status == "running" and sweep.status != "running":
         stage = row.error.stage if row.error else "an unknown stage"
         row = replace(row, status="lost", error=RunError("Lost", stage, "it died before it could say why"))
-    return _with_words(row)
+    return _with_words(replace(row, command=sweep.command))
 
 
 def _with_words(row: Row) -> Row:
@@ -267,36 +280,25 @@ def _row(path: Path, job: str) -> Row:
     before = [*takewhile(lambda name: name != "first_call", spent), "first_call"]
     distances = [case.rel_l2 for case in verify.cases] if verify else []
     finite = [distance for distance in distances if distance is not None]
-    stage = record.stage or "an unknown stage"
+    same: dict[str, Any] = {name: getattr(record, name) for name in SAME}
+    why = record.error
+    if record.status == "running":
+        why = RunError("Running", record.stage or "an unknown stage", "still running")
     return _with_words(
         Row(
+            **same,
             job=job,
             folder=folder,
-            status=record.status,
-            error=RunError("Running", stage, "still running") if record.status == "running" else record.error,
-            overrides=record.overrides,
-            command=record.command,
-            created_at=record.created_at,
-            task=record.task,
-            model=record.model,
-            mode=record.mode,
-            precision=record.precision,
-            weights=record.weights,
-            device=record.device,
-            rung=record.rung,
+            error=why,
             fallbacks=[f"{step.from_} -> {step.to} at {step.stage}: {step.reason}" for step in record.fallbacks],
             cache=cache.outcome if cache else None,
             seconds_saved=saved,
             verified=verify.passed if verify else None,
             rel_l2=max(finite) if distances and len(finite) == len(distances) else None,
             evaluation=replace(record.evaluation, disagreements=[]) if record.evaluation else None,
-            phases_s=spent,
             make_s=make_s,
             start_s=sum(spent[name] for name in before) if "first_call" in spent else None,
-            memory=record.memory,
             batches=dict(_timings(record, make_s)),
-            warnings=record.warnings,
-            environment=record.environment,
         )
     )
 
@@ -310,6 +312,8 @@ def _timings(record: Record, make_s: float | None) -> Iterator[tuple[str, Timing
     for batch in sorted(latency[runner], key=by_size):
         eager, served = latency.get(EAGER, {}).get(batch), latency[runner][batch]
         gained_ms = eager.p50 - served.p50 if eager else 0.0
+        ratio, ends = (record.speedup or {}).get(batch), (record.speedup_interval or {}).get(batch)
+        ratio = ratio if ratio and ratio > 0 else None
         pays = gained_ms > SHORTEST_MS and runner in SERVING
         yield (
             batch,
@@ -318,8 +322,8 @@ def _timings(record: Record, make_s: float | None) -> Iterator[tuple[str, Timing
                 rung=(record.rungs or {}).get(batch, record.rung or runner),
                 latency_ms=served,
                 eager_ms=eager,
-                speedup=(record.speedup or {}).get(batch),
-                interval=(record.speedup_interval or {}).get(batch),
+                speedup=ratio,
+                interval=ends if ratio and ends and len(ends) == 2 and 0 < ends[0] <= ends[1] else None,
                 throughput_per_s=(record.throughput_per_s or {}).get(batch),
                 break_even_calls=math.ceil(1e3 * make_s / gained_ms) if pays and make_s is not None else None,
             ),

@@ -270,6 +270,7 @@ def _sentence(answer: Answer) -> str:
     timing, num = answer.timing, answer.num_candidates
     rank = f"is fastest of {num}" if num > 1 else "is the only one that passed"
     text = f"{answer.model}, batch {answer.batch}: {answer.label} {rank}, {figure(timing.latency_ms.p50)} ms"
+    text += f" on rung {timing.rung}"
     if timing.speedup is not None:
         spread = f" (95 %: {'-'.join(map(figure, timing.interval))})" if timing.interval else ""
         text += f", {_times(timing.speedup)} as fast as eager fp32{spread}"

@@ -37,12 +37,16 @@ class InEvalMode:
     def train(self, mode: bool = True) -> Self:
         """Raise InputError for anything but `train(False)`."""
         if mode:
-            raise InputError("a compiled model can't be trained: it was exported in eval mode")
+            raise InputError(
+                "a compiled model can't be trained: train the module itself, and compile it again afterwards"
+            )
         return self
 
     def to(self, *_: Any, **__: Any) -> Self:
         """Raise InputError: code is compiled for one device and one precision."""
-        raise InputError("a compiled model stays on its device, in its precision: load it with another one")
+        raise InputError(
+            "a compiled model stays on its device, in its precision: load it with device=... precision=..."
+        )
 
 
 class Ladder(InEvalMode):

@@ -46,7 +46,7 @@ class CompiledModel(InEvalMode):
 
     Attributes:
         unpaddable: Why calls are not padded in a dimension; for the batch nor split.
-        sizes_seen: How many calls each batch size had.
+        sizes_seen: How many calls each batch size had; those that compare and time the model are no traffic.
     """
 
     def __init__(
@@ -106,20 +106,19 @@ class CompiledModel(InEvalMode):
             InputError: an input differs from what was compiled; the message names it.
             CaptureError: the CUDA graphs must not be replayed any more.
         """
-        boundary = self._boundary
-        tensors = boundary.check(boundary.bind(args, kwargs))
+        tensors = self._checked(args, kwargs)
         if self._batch is None:
-            return boundary.restore(self._runner(tensors))
+            return self._boundary.restore(self._runner(tensors))
         number, axis = self._batch
         rows = tensors[number].shape[axis]
         planner = self._planners.get(self._others_of(tensors)) if self._planners else None
         found = self._run(tensors, rows) if planner is None else self._run_plan(planner.plan(rows), tensors)
         self.sizes_seen[rows] += 1
-        return boundary.restore(found)
+        return self._boundary.restore(found)
 
     def as_it_is(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model through the dynamic artifact: no plan, no graph; raises as a call does."""
-        tensors = self._boundary.check(self._boundary.bind(args, kwargs))
+        tensors = self._checked(args, kwargs)
         found = self._runner(tensors)
         if self._batch is not None:
             number, axis = self._batch
@@ -128,14 +127,14 @@ class CompiledModel(InEvalMode):
 
     def by(self, plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run the model by a plan that covers the call's rows; raises as a call does."""
-        tensors = self._boundary.check(self._boundary.bind(args, kwargs))
+        tensors = self._checked(args, kwargs)
         return self._boundary.restore(self._run_plan(plan, tensors))
 
     def overheads(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Callable[[], object]]:
         """What padding and splitting such a call cost besides running it: the same steps around nothing."""
         assert self._batch is not None
         number, axis = self._batch
-        tensors = self._boundary.check(self._boundary.bind(args, kwargs))
+        tensors = self._checked(args, kwargs)
         rows, outputs, outs = tensors[number].shape[axis], self._runner(tensors), self.spec.out_axes[BATCH]
 
         def nothing(given: list[torch.Tensor], _: int | None) -> list[torch.Tensor]:
@@ -231,6 +230,9 @@ class CompiledModel(InEvalMode):
                 "padding_waste": 1 - sum(size * n for size, n in seen.items()) / computed if computed else None,
             }
         return found
+
+    def _checked(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        return self._boundary.check(self._boundary.bind(args, kwargs))
 
     def _blank(self, size: tuple[int, ...]) -> list[torch.Tensor]:
         return self.spec.blank({BATCH: size[0], **self.sizes(size[1:])}, self._device)

@@ -125,7 +125,7 @@ class Planner:
         parts = [self.plan(size) for size in (*[MOST_ROWS] * (rows // MOST_ROWS), rows % MOST_ROWS) if size]
         cost = sum(part.cost_ms for part in parts) + self.latencies.split_ms * (len(parts) - 1)
         split = Plan(tuple(step for part in parts for step in part.steps), cost)
-        return min(*self._single(rows), split, split, key=lambda plan: (plan.cost_ms, len(plan.steps)))
+        return min((*self._single(rows), split), key=_order)
 
     def _best(self, rows: int) -> Plan:
         candidates = [*self._single(rows)]
@@ -133,7 +133,7 @@ class Planner:
             if first.steps[0].rows < rows and (rest := self._plans[rows - first.steps[0].rows]).steps:
                 cost = first.cost_ms + rest.cost_ms + self.latencies.split_ms
                 candidates.append(Plan((*first.steps, *rest.steps), cost))
-        return min(candidates, key=lambda plan: (plan.cost_ms, len(plan.steps)), default=Plan((), float("inf")))
+        return min(candidates, key=_order, default=Plan((), float("inf")))
 
     def _single(self, rows: int) -> Iterable[Plan]:
         known = self.latencies
@@ -148,8 +148,12 @@ class Planner:
         """Steps of a known cost that waste nothing, largest first."""
         known = self.latencies
         found = [Plan((Step(size, size),), cost) for size, cost in known.buckets.items()]
-        sizes = {
-            size for size in (*known.dynamic, self.largest) if known.dynamic and self.smallest <= size <= self.largest
-        }
-        found += [Plan((Step(size),), known.run_dynamic(size)) for size in sizes]
+        if known.dynamic:
+            sizes = {size for size in (*known.dynamic, self.largest) if self.smallest <= size <= self.largest}
+            found += [Plan((Step(size),), known.run_dynamic(size)) for size in sizes]
         return sorted(found, key=lambda plan: -plan.steps[0].rows)
+
+
+def _order(plan: Plan) -> tuple[float, int]:
+    """The cheapest first; of two that cost the same, the one with fewer steps."""
+    return plan.cost_ms, len(plan.steps)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..config import BATCH, DimConfig, ModelConfig, Settings, resolve_callable
-from ..errors import AppError, BuildError, ConfigError
+from ..errors import AppError, BuildError, ConfigError, first_line
 from . import examples
 from .checkpoint import load_into
 from .inputs import TensorInput, draw, inputs_of_program
@@ -109,8 +109,8 @@ def unwrapped(module: nn.Module) -> tuple[nn.Module, str]:
 
 
 def at_precision(module: nn.Module, name: str) -> nn.Module:
-    """The module that computes in `fp32` (itself) or `bf16` (a copy)."""
-    return module if name == "fp32" else AtPrecision(module, torch.bfloat16)
+    """The module that computes in `fp32` (itself), or in `bf16` or `fp16` (a copy)."""
+    return module if name == "fp32" else AtPrecision(module, {"bf16": torch.bfloat16, "fp16": torch.float16}[name])
 
 
 def build(settings: Settings, device: str) -> Workload:
@@ -158,7 +158,7 @@ def _from_factory(model: ModelConfig) -> nn.Module:
         except AppError:
             raise
         except Exception as error:  # the user's own code may raise anything
-            raise BuildError(f"model.target={model.target!r} raised {_first_line(error)}") from error
+            raise BuildError(f"model.target={model.target!r} raised {first_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise BuildError(f"model.target={model.target!r} returned a {type(module).__name__}, not an nn.Module")
     return module
@@ -171,9 +171,4 @@ def _first_call(workload: Workload) -> None:
             workload.module(*args, **kwargs)
     except Exception as error:  # the user's own code may raise anything
         given = ", ".join(f"{spec.name}: {spec}" for spec in workload.inputs)
-        raise BuildError(f"the model rejects its inputs ({given}): {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        raise BuildError(f"the model rejects its inputs ({given}): {first_line(error)}") from error

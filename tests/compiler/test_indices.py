@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from app.compiler.indices import ranges
-from app.errors import ExportError
+from app.compiler.export import export
+from app.compiler.indices import ranges, try_largest
+from app.config import DimConfig
+from app.errors import ExportError, IndexingError
+from app.workloads import Workload
+from app.workloads.inputs import TensorInput
 
 
 class Looked(nn.Module):
@@ -46,15 +50,30 @@ def exported(forward, value=None):
         (lambda m, x: m.large(x) + m.small(x), (0, 7)),
         (lambda m, x: m.large(x.reshape(-1)[1:].unsqueeze(0)), (0, 9)),
         (lambda m, x: m.large(x.int()), (0, 9)),
-        (lambda m, x: x * 2.0 + 1, None),
-        (lambda m, x: torch.where(x > 0, 1.0, 2.0), None),
-        (lambda m, x: m.table.sum() * (x == 3), None),
         (lambda m, x: m.large(torch.cat([x, x])) + 1.0, (0, 9)),
         (lambda m, x: m.large(torch.where(x > 3, x, 0)), (0, 9)),
     ],
 )
 def test_the_table_that_an_input_indexes_is_its_range(forward, expected):
     assert ranges(exported(forward)) == {"x": expected}
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: x * 2.0 + 1,
+        lambda m, x: torch.where(x > 0, 1.0, 2.0),
+        lambda m, x: m.table.sum() * (x == 3),
+        lambda m, x: m.small((x > 3).long()),
+        lambda m, x: m.large(torch.arange(x.shape[1])) + x[..., None],
+        lambda m, x: m.large(x.argmax(-1)),
+        lambda m, x: m.table[x.float().topk(2, -1).indices],
+        lambda m, x: x.float().gather(1, x.sort(-1)[1]),
+    ],
+)
+def test_sizes_places_and_comparisons_put_no_limit_on_values(forward):
+    assert ranges(exported(forward)) == {}
+    assert ranges(exported(forward, torch.ones(2, 3))) == {}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +87,7 @@ def test_the_table_that_an_input_indexes_is_its_range(forward, expected):
         lambda m, x: m.table.gather(0, x[:, :2]),
         lambda m, x: m.large(x.to(torch.int8).long()),
         lambda m, x: m.table.put(x, torch.ones_like(x).float()),
+        lambda m, x: m.large(x.topk(2, -1).values),
         lambda m, x: nn.functional.one_hot(x, 9),
         lambda m, x: nn.functional.max_unpool1d(m.table.T[None, :, :3], x[:, None].expand(2, 2, 3)[:1], 2),
         under_no_grad,
@@ -82,17 +102,16 @@ def test_an_index_whose_range_can_not_be_seen_asks_for_it(forward):
 
 def test_a_mask_is_no_index():
     program = exported(lambda m, x: x.float().masked_fill(x > 0, 0.0), torch.ones(2, 3, dtype=torch.int64))
-    assert ranges(program) == {"x": None}
+    assert ranges(program) == {}
 
 
-def test_floating_point_inputs_need_no_range():
-    assert ranges(exported(lambda m, x: x * 2, torch.ones(2, 3))) == {}
+def test_what_becomes_an_index_only_after_a_cast_can_not_be_checked():
+    with pytest.raises(ExportError, match=r"'x' is used as an index.*or pass it as integers"):
+        ranges(exported(lambda m, x: m.large(x.long()), torch.ones(2, 3)))
 
 
-@pytest.mark.parametrize("value", [torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)])
-def test_what_becomes_an_index_only_after_a_cast_can_not_be_checked(value):
-    with pytest.raises(ExportError, match="'x' is used as an index"):
-        ranges(exported(lambda m, x: m.large(x.long()), value))
+def test_a_bool_is_none_or_one_whatever_it_is():
+    assert ranges(exported(lambda m, x: m.large(x.long()), torch.ones(2, 3, dtype=torch.bool))) == {}
 
 
 def test_a_number_that_is_taken_out_of_a_tensor_can_not_be_checked():
@@ -107,3 +126,30 @@ def test_a_number_that_is_taken_out_of_a_tensor_can_not_be_checked():
 
 def test_a_declared_input_is_not_looked_at():
     assert ranges(exported(lambda m, x: m.large(x + 1)), frozenset(["x"])) == {}
+
+
+@pytest.mark.parametrize(("largest", "forward"), [(9, "position"), (10, "position"), (10, "none"), (10, "gate")])
+def test_a_table_that_ends_before_a_dimension_does_is_found(largest, forward):
+    asked = []
+
+    def position(model, x):
+        asked.append(x.shape[1])
+        return x[..., None] + model.large(torch.arange(x.shape[1]))
+
+    def gate(model, x):
+        with torch.no_grad():
+            return position(model, x)
+
+    model = Looked({"position": position, "gate": gate, "none": lambda m, x: x * 2}[forward]).eval()
+    dims = {"batch": DimConfig(max=9), "seq": DimConfig(max=largest, example=4)}
+    workload = Workload(model, (TensorInput("x", ("batch", "seq"), "float32"),), dims, "cpu")
+    program = export(workload, model).program
+    del asked[:]
+    if largest == 10 and forward != "none":
+        with pytest.raises(
+            IndexingError, match=r"fails at seq=10, .*index out of range.*lower model\.dims\.seq\.max"
+        ):
+            try_largest(program, workload)
+    else:
+        try_largest(program, workload)
+    assert asked == ([largest] if forward != "none" else [])

@@ -138,7 +138,11 @@ def test_equal_rows_have_equal_digests_and_any_change_another(tmp_path):
         ("a,b,c,class\n1,,3,0\n", DataError, ["line 2", "'b'", "empty"]),
         ("a,b,c,class\n1,nan,3,0\n", DataError, ["line 2", "input 'x'", "NaN"]),
         ("a,b,c,class\n1,2,3,nan\n", DataError, ["line 2", "'class'", "not a number"]),
-        ("a,b,c,class\n1,2,3,cat\n", DataError, ["line 2", "'class'", "'cat'"]),
+        (
+            "a,b,c,class\n1,2,3,cat\n",
+            DataError,
+            ["line 2, 'class' is 'cat'", "a label is one, such as the class's place"],
+        ),
         ("a,b,c,kind\n1,2,3,0\n", ConfigError, ["no column 'class'", "a, b, c, kind", "data.label="]),
         ("a,b,class\n1,2,0\n", DataError, ["input 'x'", "[2]", "[3]"]),
         ("a,a,c,class\n1,2,3,0\n", DataError, ["more than one column 'a'"]),
@@ -264,7 +268,7 @@ def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch):
 
 
 def test_data_that_is_not_given_names_the_choices():
-    with pytest.raises(ConfigError, match=r"data=digits\|csv\|npz\|jsonl\|custom\|sentences\|workload"):
+    with pytest.raises(ConfigError, match=r"data=digits\|csv\|npz\|jsonl\|custom\|sentences$"):
         read(DataConfig(), [X], DIMS)
 
 

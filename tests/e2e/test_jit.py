@@ -45,6 +45,18 @@ MODELS = """
     class Opaque(nn.Module):
         def forward(self, x):
             return flipped(x)
+
+    class Casting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(9, 4)
+
+        def forward(self, x):
+            return self.table(x.long())
+
+    class Positions(Casting):
+        def forward(self, x):
+            return x + self.table(torch.arange(x.shape[1])).sum(-1)
 """
 INPUTS = (
     "model.inputs=[{name: x, shape: [batch, 8]}, {name: scale, shape: [batch, 1], keyword: true, low: 1, high: 2}]"
@@ -186,3 +198,22 @@ def test_model_that_changes_its_state_stays_with_eager(run_app, module_file, fre
     assert steps(run) == [("compiled", "jit", "export"), ("jit", "eager", "verify")]
     assert "its own state" in run.record["fallbacks"][1]["reason"]
     assert num_objects(fresh_store) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "said"),
+    [
+        ("Casting", ["model.inputs=[{name: x, shape: [batch, 8], low: 0, high: 9}]"], "used as an index (embedding)"),
+        (
+            "Positions",
+            ["model.inputs=[{name: x, shape: [batch, seq]}]", "model.dims={batch: {}, seq: {max: 10, example: 4}}"],
+            "fails at seq=10, which its range allows: index out of range",
+        ),
+    ],
+)
+def test_what_compiled_code_would_die_of_is_left_to_eager(run_app, module_file, fresh_store, model, args, said):
+    module_file("jitmodels", MODELS)
+    command = ["model=custom", f"model.target=jitmodels:{model}", *args, f"cache.dir={fresh_store}"]
+    run = run_app(command, env=module_file.env)
+    assert (run.code, run.record["rung"], steps(run)) == (0, "eager", [("compiled", "eager", "export")])
+    assert said in run.record["fallbacks"][0]["reason"]

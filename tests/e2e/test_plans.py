@@ -30,6 +30,9 @@ def test_every_size_up_to_twice_the_largest_is_planned_timed_and_plotted_and_the
     assert all(plan["p50_ms"] > 0 and plan["predicted_ms"] > 0 for plan in plans.values())
     assert first.record["phases_s"]["plan"] > 0
     assert Path(first.record["run_dir"], "batches.svg").read_text().startswith("<svg")
+    seen = first.record["monitor"]["batch_sizes"]
+    assert set(seen) == {"1", "4", "16"}, "what timed the plan is watched, and no traffic"
+    assert {"inference/plan", "inference/verify"} <= set(first.record["monitor"]["operations"]["metrics"])
     again = run_app([*hit_args("linear"), SIZES])
     assert "plan" not in again.record["phases_s"]
     steps = {size: plan["steps"] for size, plan in plans.items()}

@@ -59,7 +59,7 @@ def planted(run_app, hit_args, fresh_store, module_file, tmp_path):
     return run
 
 
-SERVED = {"export": "jit", "capture": "compiled", "run": "compiled"}
+SERVED = {"export": "jit", "capture": "compiled"}
 
 
 @pytest.mark.parametrize("stage", ["store", "export", "compile", "verify", "load", "capture", "run"])
@@ -76,3 +76,5 @@ def test_a_planted_failure_ends_a_strict_run_by_its_stage_and_is_one_step_of_a_g
     if stage == "run":
         assert set(graceful.record["rungs"].values()) == {"eager"}
         assert graceful.record["monitor"]["failures"] == {"compiled": 3}
+        assert set(graceful.record["latency_ms"]) == {"eager"}
+        assert set(graceful.record["speedup"].values()) == {None}

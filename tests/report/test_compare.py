@@ -121,22 +121,37 @@ def test_an_override_of_all_runs_of_a_side_is_the_change_that_is_compared(tmp_pa
         for mode in ("x", "y"):
             words = ["model=cnn", f"mode={mode}", f"runtime.threads={threads}", f"cache.dir=/{side}"]
             runs.put(tmp_path / side / mode, 0.5, mode=mode, overrides=words)
+    runs.fail(
+        tmp_path / "b" / "z", overrides=["model=cnn", "graphs=off"]
+    )  # what came to nothing says nothing of the rest
     found = compare(tmp_path / "a", tmp_path / "b", tolerance=0.05)
     assert found.differences == ["runtime.threads: 1 → 2"]
     assert len(found.changes) == 4
 
 
-def test_rows_of_one_side_are_listed_with_the_reason(sides, runs):
+def test_rows_of_one_side_are_listed_and_what_fails_now_is_a_regression(sides, runs):
     before, after = sides({})
     runs.put(after / "new", 0.1, mode="brand-new")
+    assert not compare(before, after, tolerance=0.05).has_regression
     broken = {"mode": "default", "precision": "fp32", "weights": "frozen", "device": "cpu"}
     runs.fail(after / "default", message="no | kernel", **broken)
     found = compare(before, after, tolerance=0.05)
     assert len(found.changes) == 4
-    text = "\n".join(found.missing)
-    assert f"default · fp32, batch 8, only in {before}: in {after} it failed at compile: no | kernel" in text
-    assert f"brand-new · fp32, batch 1, only in {after}" in text
+    assert found.has_regression
+    assert found.broken == [
+        f"cnn, default · fp32, batch {batch}, only in {before}: in {after} it failed at compile: no | kernel"
+        for batch in "18"
+    ]
+    assert found.missing == [f"cnn, brand-new · fp32, batch {batch}, only in {after}" for batch in "18"]
     assert "no \\| kernel" in markdown(found)
+    assert not compare(after, before, tolerance=0.05).has_regression  # mended
+
+
+def test_a_comparison_of_nothing_is_no_pass(tmp_path, runs):
+    runs.put(tmp_path / "a", 0.5, mode="x")
+    runs.put(tmp_path / "b", 0.5, mode="y")
+    with pytest.raises(ValueError, match=r"no configuration in common: .*only in"):
+        compare(tmp_path / "a", tmp_path / "b", tolerance=0.05)
 
 
 def test_the_command_prints_markdown_and_exits_5_for_a_regression(sides, capsys):

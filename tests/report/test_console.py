@@ -75,7 +75,8 @@ def joined(record: Record, width: int = 80) -> str:
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_fits_the_width_and_cuts_no_figure(record, width) -> None:
     lines = rendered(record, width).splitlines()
-    assert max(map(len, lines)) <= width
+    assert all(len(line) <= width or line.startswith("record ") for line in lines)  # a path is for copying
+    assert RECORD.run_dir in lines[-1]
     assert "…" not in "".join(lines)
 
 
@@ -148,6 +149,20 @@ def test_a_failed_verification_says_how_many_and_how_far() -> None:
     assert "failed: 1 of 2 cases, worst not finite against float64" in text
 
 
+@pytest.mark.parametrize(("percent", "said"), [(6.5, "6 % less than 1, 4"), (-13.0, "13 % more than 1, 4")])
+def test_chosen_batch_sizes_say_what_they_save(percent, said) -> None:
+    chosen = {"buckets": [3, 8], "expected_ms": 0.0632, "hit_rate": 0.75, "padding_waste": 0.125}
+    row = {
+        "chosen": chosen,
+        "today": {"buckets": [1, 4]},
+        "saving_percent": percent,
+        "histogram": {"3": 1200, "7": 5},
+    }
+    shown = joined(dataclasses.replace(RECORD, tuned=row), 118)
+    assert f"buckets 3, 8: 0.0632 ms a call expected, {said} · 75% of calls are a bucket" in shown
+    assert "calls by batch 3: 1,200, 7: 5" in shown
+
+
 def test_a_hit_says_what_it_saved() -> None:
     record = dataclasses.replace(RECORD, cache=CacheInfo("direct-hit", [], 8.4))
     assert "cache direct-hit, saved 8.40 s" in joined(record)
@@ -190,3 +205,35 @@ def test_figures_have_three_digits(value, shown) -> None:
 def test_a_figure_is_within_half_a_percent(value) -> None:
     assert float(figure(value).replace(",", "")) == pytest.approx(value, rel=0.0051)
     assert "e" not in figure(value)
+
+
+DIGEST = "0123456789abcdef" * 4
+ADVICE = "install a CUDA build of torch: https://pytorch.org/get-started/locally/previous-versions"
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_table_breaks_between_words_only(width) -> None:
+    rows = [
+        {"name": "rung cudagraph", "digest": DIGEST, "found": "no GPU was found on this machine", "advice": ADVICE},
+        {"name": "rung eager", "digest": DIGEST, "found": "all that it needs", "advice": None},
+    ]
+    lines = rendered(dataclasses.replace(RECORD, result=rows), width).splitlines()
+    words = " ".join(lines).split()
+    assert {*ADVICE.split(), DIGEST[:12], "cudagraph", "machine"} <= set(words)
+    assert all(len(line) <= width or line.endswith(ADVICE.rpartition(" ")[2]) for line in lines)
+    assert lines[0].split()[:3] == ["name", "digest", "found"]
+
+
+def test_one_row_is_a_list_with_what_is_nested_beneath_its_name() -> None:
+    row = {
+        "objects": {"count": 3, "bytes": 2_000_000},
+        "limit": 7,
+        "answers": {"misses": {"rates.py": 2}, "seconds_saved": 9.0},
+    }
+    assert rendered(dataclasses.replace(RECORD, result=[row])).splitlines() == [
+        "objects          count 3 · bytes 2.0 MB",
+        "limit            7",
+        "answers",
+        "  misses         rates.py 2",
+        "  seconds saved  9.00",
+    ]

@@ -56,7 +56,10 @@ def test_disagreeing_rows_are_shown_with_both_outputs_and_the_rest_counted():
 
 
 def test_speeds_of_a_moment_are_said_to_be_rough():
-    assert "only 0.0687 s of calls: rows a second are rough" in joined(RECORD)
+    assert "only 23 calls in 0.0687 s: rows a second are rough" in joined(RECORD)
+    few = joined(of(dataclasses.replace(INFO, rows=200, rows_per_s={"eager": 7680.0, "compiled": 21100.0})))
+    assert "only 4 calls in 0.00948 s: too few to tell" in few
+    assert "7,680" not in few
     slow = dataclasses.replace(INFO, rows_per_s={"eager": 100.0, "compiled": 200.0})
     assert "rough" not in joined(of(slow))
 
@@ -71,6 +74,6 @@ def test_without_labels_there_is_no_metric_and_what_is_not_finite_says_so():
     text = joined(of(PLAIN))
     assert "accuracy" not in text
     assert "further than 0.01 from eager, relative L2" in text
-    assert "row 31: relative distance 2.0e-02" in text
+    assert "row 31: eager [0, 2, 1.9], compiled [0, 1.9, 2], relative distance 2.0e-02" in text
     assert "deviation not finite" in text
     assert "100 of them by an earlier run" in text

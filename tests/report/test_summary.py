@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from app.record import EvaluationInfo, RunError, VerifyInfo
+from app.measure.statistics import Latency
+from app.record import EvaluationInfo, Memory, RunError, VerifyInfo
 from app.report import __main__ as command
+from app.report import compare as comparing
 from app.report.rows import by_size
 from app.report.summary import escaped, gather, markdown, render, write
 
@@ -52,6 +54,13 @@ def test_a_refused_run_never_wins(tmp_path, runs):
     runs.put(tmp_path / "0", 0.1, mode="fast-and-wrong", verify=refused)
     runs.put(tmp_path / "1", 0.9)
     assert set(answers(gather([tmp_path])).values()) == {"default · fp32"}
+
+
+def test_eager_in_another_precision_is_no_reference(tmp_path, runs):
+    runs.put(tmp_path / "0", None, mode="eager", precision="bf16")
+    assert gather([tmp_path]).answers == []
+    runs.put(tmp_path / "0", None, mode="eager", precision="fp32")
+    assert set(answers(gather([tmp_path])).values()) == {"eager · fp32"}
 
 
 def test_a_lead_that_its_interval_does_not_bear_out_is_noise(tmp_path, runs):
@@ -142,6 +151,33 @@ def test_an_old_record_without_the_later_fields_is_read(tmp_path):
     (row,) = gather([tmp_path]).rows
     assert row.batches["4"].latency_ms.p50 == 1
     write(gather([tmp_path]), tmp_path / "out")
+
+
+NOTHING = Latency(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        {"speedup": {"1": 0.0, "8": -1.0}, "speedup_interval": {"1": [], "8": [0.0, 1.0, 2.0]}},
+        {"speedup": {}, "speedup_interval": None, "throughput_per_s": {}, "rungs": {}},
+        {"latency_ms": {"compiled": {"x": NOTHING, "": NOTHING}, "eager": {"x": NOTHING}}},
+        {"latency_ms": {"compiled": {"4": NOTHING}}, "phases_s": {}, "memory": Memory()},
+        {"latency_ms": {}, "phases_s": {"first_call": 0.0}, "environment": {}, "overrides": ["", "=", "~"]},
+        {"model": None, "mode": None, "precision": None, "overrides": [], "command": []},
+        {"overrides": ["model=\ud800", "mode=\x1b[31m", "x=\0"], "mode": "\udcff\x1b[31mred", "model": "\0"},
+    ],
+)
+def test_an_absurd_record_costs_no_more_than_its_own_row(tmp_path, runs, absurd):
+    runs.put(tmp_path / "0", 0.5)
+    runs.put(tmp_path / "1", 0.4, **{"mode": "other"} | absurd)
+    summary = gather([tmp_path])
+    write(summary, tmp_path)
+    assert "\x1b" not in shown(summary)
+    assert len(summary.rows) == 2
+    assert "default · fp32" in {row.label for row in summary.rows}
+    runs.put(tmp_path / "again" / "0", 0.5)
+    assert comparing.markdown(comparing.compare(tmp_path, tmp_path / "again", 0.05))
 
 
 def test_a_damaged_sweep_file_is_said_and_its_records_are_shown(tmp_path, runs):
