@@ -106,7 +106,8 @@ class JobsProgress:
         self._labels = {
             job.num: " ".join(word for word in job.overrides if word not in shared) or job.label for job in found
         }
-        self._skipped, self._ended, self._running = len(good), dict(good), dict[int, str]()
+        self._skipped, self._failed, self._hits = len(good), 0, 0
+        self._ended, self._running = dict(good), dict[int, str]()
         columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"))
         self._live = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._live.add_task("", total=self._total or None, completed=len(good))
@@ -120,7 +121,8 @@ class JobsProgress:
 
     def started(self, job: Job) -> None:
         """A job begins."""
-        self._ended.pop(job.num, None)
+        if job.num in self._ended:
+            self._count(self._ended.pop(job.num), -1)
         self._running[job.num] = self._labels.get(job.num, job.label)
         self._show()
 
@@ -133,6 +135,7 @@ class JobsProgress:
         """A job has ended; how, is a line of its own."""
         self._running.pop(job.num, None)
         self._ended[job.num] = record
+        self._count(record, 1)
         label, error = self._labels.get(job.num, job.label), record.error
         parts = [label, record.cache.outcome if record.cache else None, record.rung]
         if record.status != "ok":
@@ -149,11 +152,14 @@ class JobsProgress:
         )
         self._show()
 
+    def _count(self, record: Record, by: int) -> None:
+        self._failed += by * (record.status != "ok")
+        self._hits += by * (record.cache is not None and "hit" in record.cache.outcome)
+
     def _show(self) -> None:
-        done, ended = len(self._ended), self._ended.values()
+        done = len(self._ended)
         finished, left = done - self._skipped, self._total - done
-        hits = sum(record.cache is not None and "hit" in record.cache.outcome for record in ended)
-        about = [f"{sum(record.status != 'ok' for record in ended)} failed, {hits} hits"]
+        about = [f"{self._failed} failed, {self._hits} hits"]
         if finished > 0 and left >= 0:
             about.append(f"{_duration(left * (time.monotonic() - self._began) / finished)} left")
         running = list(self._running.values())
