@@ -178,7 +178,7 @@ def _plan(config: DictConfig, hydra_config: HydraConf) -> Planned:
         settings = typed(config)
     except ConfigError:
         settings = None  # the job itself will say so
-    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    resolved: Any = OmegaConf.to_container(config, resolve=settings is not None)
     options = sweep_options(config)
     job = Job(num, folder, overrides, arguments, options.timeout_s, hydra_config.runtime.cwd)
     return Planned(job, Path(hydra_config.sweep.dir).absolute(), options, resolved, settings)

@@ -218,13 +218,13 @@ def report(
         lines += [f"| {what} | {of:,} | {value:.2f} | {1e3 * value / of:.2f} |" for of, value in values.items()]
     pages = ", ".join(f"{size / 1e6:.2f} MB for {of:,} jobs" for of, size in sizes.items())
     found = ", ".join(f"{1e3 * value:.1f} ms among {of:,}" for of, value in lookups.items())
+    (each,) = (value / of for of, value in seconds["named"].items())
+    waits = ", ".join(f"{2 * each * of / 60:.0f} min for {of:,}" for of in (1000, 10_000))
     lines += [
         "",
-        f"`summary.html`: {pages}. A direct hit is found in {found} (medians).",
-        "",
-        "| remote | requests | bytes |",
-        "|---|--:|--:|",
+        f"`summary.html`: {pages}. A direct hit is found in {found} (medians). Named twice, as a sweep's jobs",
     ]
+    lines += [f"are, computed: {waits}.", "", "| remote | requests | bytes |", "|---|--:|--:|"]
     lines += [f"| {what} | {asked['requests']} | {asked['bytes']:,} |" for what, asked in traffic.items()]
     table = "\n".join(lines)
     print(table)
