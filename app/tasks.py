@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import doctor, lookup, names, pipeline, profile
-from .acquire import explain, opened
+from . import choose, doctor, lookup, names, pipeline, profile
+from .acquire import opened
 from .context import Context
 from .errors import ConfigError, CorruptError, OutputError, StoreError, SweepError, UnreadableError, UntrustedError
 from .store import KINDS, Manifest, Store, archive
@@ -290,7 +290,7 @@ WITHOUT_STORE: dict[str, Callable[[Context], Rows]] = {
     "profile": profile.profile,
 }
 WITH_STORE: dict[str, Callable[[Context, Store], Rows]] = {
-    "explain": explain,
+    "explain": choose.explain,
     "tune-buckets": tune_buckets,
     "cache.list": list_objects,
     "cache.show": show,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ..record import CacheInfo, PrecisionChoice, Record, VerifyInfo
+    from ..record import CacheInfo, ModeChoice, PrecisionChoice, Record, VerifyInfo
 
 PERCENTILES = ("p50", "p90", "p99")
 # Which percentiles, and whether the speed-up's interval, from rich to poor: the first that fits is shown.
@@ -194,12 +194,29 @@ def _notes(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def _serving(record: Record) -> Iterator[tuple[str, str]]:
+    if record.mode_choice:
+        yield "mode", _mode(record.mode_choice)
     if record.precision_choice:
         yield "precision", _precision(record.precision_choice)
     if record.rung:
         yield "rung", _rungs(record.rung, record.rungs or {})
     for step in record.fallbacks:
         yield "fallback", f"{step.from_} -> {step.to} at {step.stage}: {step.reason}"
+
+
+def _mode(choice: ModeChoice) -> str:
+    both = len({each.precision for each in choice.candidates}) > 1
+    others = []
+    for each in choice.candidates:
+        name = f"{each.mode} in {each.precision}" if both else each.mode
+        if (each.mode, each.precision) == (choice.kept, choice.precision):
+            kept = f"{name}, {figure(each.speedup)}x eager at batch {choice.batch}"
+        else:
+            others.append(f"{name} {each.reason or f'{figure(each.speedup)}x'}")
+    runs = f"from {choice.num_runs} verified run{'' if choice.num_runs == 1 else 's'}"
+    when = "measured now" if choice.evidence == "measured" else f"{runs}, the last of {(choice.last_run or '')[:10]}"
+    doubt = "compiling doesn't pay: " if choice.kept == "eager" else ""
+    return f"auto: {doubt}{kept}, {when} ({'; '.join(others)})"
 
 
 def _precision(choice: PrecisionChoice) -> str:
