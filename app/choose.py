@@ -40,21 +40,21 @@ def job_of(context: Context) -> evaluate.Job | None:
 def resolve(context: Context, job: evaluate.Job | None) -> None:
     """Put what is kept into the run's settings, and the choice into its record; does nothing where nothing is `auto`.
 
-    Where nothing passes it is the first that was tried; what is wrong with it the run itself finds.
+    Where a judge refuses all precisions it is the first; what is wrong with it the run itself finds.
 
     Raises:
-        AppError: nothing is known, and nothing may be tried (`cache.on_miss`); the settings are eager's then.
+        AppError: nothing is known, and nothing may be tried (`cache.on_miss`), or nothing compiles; the settings are
+            eager's then.
     """
-    given = context.settings
+    given, kept = context.settings, EAGER
     if not is_open(given):
         return
-    kept = EAGER
     try:
         with acquire.opened(context) as store:
             kept = _choose(context, store, job)
+        context.record.mode = kept.mode.name
     finally:
-        context.settings = kept.of(given)
-        context.record.mode, context.record.precision = kept.mode.name, kept.precision
+        context.settings, context.record.precision = kept.of(given), kept.precision
 
 
 def explain(context: Context, store: Store) -> Rows:
@@ -79,10 +79,14 @@ def explain(context: Context, store: Store) -> Rows:
 
 
 def remember(context: Context) -> None:
-    """Keep what a benchmark measured of its artifact, and of eager beside it, for later choices."""
+    """Keep what a benchmark measured of its artifact, and of eager beside it, for later choices.
+
+    Not where these were chosen: what is measured more often than the others would sway the next choice.
+    """
     record, settings, latency = context.record, context.settings, context.record.latency_ms or {}
     rung = next((rung for rung in (CUDAGRAPH, COMPILED, JIT) if rung in latency), None)
-    if rung is None or record.key is None or record.key.object is None or settings.cache.dir is None:
+    chosen = record.mode_choice or record.precision_choice
+    if rung is None or record.key is None or record.key.object is None or settings.cache.dir is None or chosen:
         return
     p50 = {name: {size: found.p50 for size, found in sizes.items()} for name, sizes in latency.items()}
     precision = settings.precision.name
@@ -103,14 +107,17 @@ def _choose(context: Context, store: Store, job: evaluate.Job | None) -> Candida
     if len(options) == 1:
         return next(iter(options.values()))
     profile = _profile(context, store)
-    known = profile.known(options, question) if given.auto.evidence == "kept" else {}
+    again = given.auto.evidence == "measure"
+    known = {} if again else profile.known(options, question)
     if len(known) < len(options):
         acquire.decline(context, store, _lacking(options, known, question))
+        if given.cache.dir is None:
+            context.warn("auto with cache=off: what is kept is compiled twice")
         tried, traits, measured = *trial.run(context, store, options, question, job), True
-        known = {name: each.evidence for name, each in tried.items()}
-        for name, each in tried.items():
-            if each.evidence.witness and each.lasts:
-                profile.add(options[name], each.evidence)
+        known = {
+            name: profile.add(options[name], each.evidence, alone=again) if each.lasts else each.evidence
+            for name, each in tried.items()
+        }
     name = best(known, question) or next(iter(known))
     if measured:
         context.record.cache = tried[name].cache  # what the run found before it had compiled it
@@ -135,7 +142,10 @@ def _profile(context: Context, store: Store) -> Profile:
 
 def _lacking(options: Mapping[str, Candidate], known: Mapping[str, Evidence], question: Question) -> str:
     names = ", ".join(name for name in options if name not in known)
-    return f"nothing is known of {names} at batch {question.batch}, as the model and this machine are"
+    return (
+        f"nothing is known of {names} at batch {question.batch}, as the model and this machine are now; "
+        "a run with cache.on_miss=compile tries them"
+    )
 
 
 def _mode_choice(

@@ -180,18 +180,18 @@ class Profile:
         found = {name: self.of(each) for name, each in options.items()}
         return {name: each for name, each in found.items() if each is not None and each.answers(question)}
 
-    def add(self, candidate: Candidate, evidence: Evidence) -> None:
-        """Keep it, with what is known already; nothing is kept in a store that is only read.
+    def add(self, candidate: Candidate, evidence: Evidence, *, alone: bool = False) -> Evidence:
+        """Keep it with what is known already, or `alone`; returns both. A store that is only read keeps nothing.
 
         Raises:
             StoreError: it can't be written.
         """
-        if self._store.readonly:
-            return
-        before, subject = self.of(candidate), self._subject(candidate)
+        before, subject = None if alone else self.of(candidate), self._subject(candidate)
         joined = before.joined(evidence) if before is not None else evidence
-        content = {"subject": subject, "evidence": structured.encode(joined)}
-        self._store.write_document(FOLDER, _name(subject), pack(content, self._store.trust))
+        if not self._store.readonly:
+            content = {"subject": subject, "evidence": structured.encode(joined)}
+            self._store.write_document(FOLDER, _name(subject), pack(content, self._store.trust))
+        return joined
 
     def _subject(self, candidate: Candidate) -> dict[str, Any]:
         request = request_key(candidate.of(self._given), self._device).digest

@@ -35,9 +35,9 @@ def run(context: Context) -> None:
     context.record.environment = environment.describe(context.device)
     named_files(context.settings)  # a file that isn't there is a mistake in the config, whatever is done with it
     task, job = context.settings.task.name, choose.job_of(context)
+    capturing.say_limits(context)
     with falling_back(context):
         choose.resolve(context, job)
-    capturing.say_limits(context)
     compiled = None
     if context.settings.mode.engine == EAGER or COMPILED not in context.settings.fallback.rungs:
         context.record.rung = EAGER

@@ -7,6 +7,7 @@ of fp32: no precision is forgiven its own rounding.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +31,8 @@ from .store import Store
 from .verdict import plan
 from .verdict import summarise as summarise_cases
 
+logger = logging.getLogger(__name__)
+
 Model = Callable[..., Any]
 
 # A candidate that takes so many times as long as the fastest, by the lower end of the interval, is timed no further.
@@ -45,12 +48,14 @@ class Tried:
         model: What serves it.
         evidence: What is to be kept of it.
         cache: How the store answered.
-        lasts: Whether it would fail the next time too.
+        error: Why it doesn't compile or load.
+        lasts: Whether the evidence is of use to later runs.
     """
 
     model: Model
     evidence: Evidence
     cache: CacheInfo | None = None
+    error: AppError | None = None
     lasts: bool = True
 
 
@@ -62,7 +67,7 @@ def run(
     The first is compiled whatever the budget; what is in the store already costs next to nothing.
 
     Raises:
-        AppError: the model doesn't build.
+        AppError: the model doesn't build, or none compiles; then it is the first one's failure.
     """
     began, traits = time.monotonic(), None
     if len({each.mode.name for each in options.values()}) > 1:
@@ -76,6 +81,9 @@ def run(
             tried[name] = _try(context, store, options[name], question=question, job=job, deadline=deadline)
         if options[name].mode.engine != EAGER.mode.engine:
             deadline = began + question.budget_s
+    errors = [each.error for each in tried.values() if each.error is not None]
+    if errors and not any(each.evidence.witness for each in tried.values()):
+        raise errors[0]
     return _timed(context, tried, question), traits
 
 
@@ -142,8 +150,9 @@ def _try(
     except AppError as error:
         late = time.monotonic() >= deadline
         why = f"auto.budget_s={question.budget_s:g} was over before it was compiled" if late else error.message
+        logger.info("auto: %s can't be kept: %s", candidate.name, why)
         failed = Evidence([], reason=why, budget_s=question.budget_s if late else None)
-        return Tried(inner.on_ladder(None), failed, record.cache, lasts=not isinstance(error, StoreError))
+        return Tried(inner.on_ladder(None), failed, record.cache, error, lasts=not isinstance(error, StoreError))
 
 
 def _judged(
@@ -178,7 +187,7 @@ def _timed(context: Context, tried: Mapping[str, Tried], question: Question) -> 
     for name, each in tried.items():
         runs = [Run(at, {size: p50_ms[name]}, {size: p50_ms[EAGER.name]})] if name in passing else []
         evidence = replace(each.evidence, runs=runs, witness=each.evidence.witness or witness)
-        found[name] = replace(each, evidence=evidence)
+        found[name] = replace(each, evidence=evidence, lasts=each.lasts and bool(evidence.witness))
     return found
 
 

@@ -26,6 +26,7 @@ from app.config import (
     DimConfig,
     GraphsConfig,
     InputConfig,
+    ModeConfig,
     ModelConfig,
     Settings,
     factor,
@@ -389,6 +390,9 @@ OTHERS = {
     "write": "experiment/a.yaml",
     "cache.file": "b.tar",
     "inductor": {"max_autotune": True},
+    "auto.portfolio": {"default": ModeConfig()},
+    "auto.batch": 2,
+    "auto.evidence": "measure",
     "kwargs": {"depth": 2},
 }
 # a program excludes a target, and a device is resolved first: both have tests of their own

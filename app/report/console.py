@@ -206,17 +206,17 @@ def _serving(record: Record) -> Iterator[tuple[str, str]]:
 
 def _mode(choice: ModeChoice) -> str:
     both = len({each.precision for each in choice.candidates}) > 1
-    others = []
+    others, pays = [], (choice.kept, choice.precision) != ("eager", "fp32")
     for each in choice.candidates:
         name = f"{each.mode} in {each.precision}" if both else each.mode
         if (each.mode, each.precision) == (choice.kept, choice.precision):
-            kept = f"{name}, {figure(each.speedup)}x eager at batch {choice.batch}"
+            speed = f"{figure(each.speedup)}x eager" if pays else "no compiled one is faster"
+            kept = f"{name}, {speed} at batch {choice.batch}"
         else:
             others.append(f"{name} {each.reason or f'{figure(each.speedup)}x'}")
     runs = f"from {choice.num_runs} verified run{'' if choice.num_runs == 1 else 's'}"
     when = "measured now" if choice.evidence == "measured" else f"{runs}, the last of {(choice.last_run or '')[:10]}"
-    doubt = "compiling doesn't pay: " if choice.kept == "eager" else ""
-    return f"auto: {doubt}{kept}, {when} ({'; '.join(others)})"
+    return f"auto: {kept}, {when} ({'; '.join(others)})"
 
 
 def _precision(choice: PrecisionChoice) -> str:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from app import choose_precision, pipeline
-from app.choose_precision import resolve
+from app import pipeline, trial
+from app.choose import resolve
 from app.config import FLOORS
 from app.errors import ConfigError, ExportError
 from app.evaluate import prepare
@@ -109,11 +109,11 @@ def test_one_that_does_not_compile_is_named_and_left_out(context, monkeypatch, t
             raise ExportError("no such luck")
         return inner
 
-    monkeypatch.setattr(choose_precision, "acquire", acquired)
-    monkeypatch.setattr(choose_precision, "load", lambda inner, _: inner.workload.module)
+    monkeypatch.setattr(trial, "acquire", acquired)
+    monkeypatch.setattr(trial, "load", lambda inner, _: inner.workload.module)
     choice, tried = kept(asked)
     assert (choice.kept, tried["bf16"].reason) == ("fp32", "no such luck")
-    assert (asked.folder / "precision" / "bf16").is_dir()
+    assert (asked.folder / "auto" / "default" / "bf16").is_dir()
 
 
 def test_the_key_holds_what_was_resolved(context):
