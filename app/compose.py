@@ -27,8 +27,8 @@ def _schema() -> DictConfig:
     schema: DictConfig = OmegaConf.structured(Settings)
     _writable(schema)
     free_groups = (
-        *(schema.model.kwargs, schema.model.dims, schema.mode.inductor, schema.auto.portfolio),
-        *(schema.graphs.buckets, schema.data.kwargs, schema.data.inputs),
+        *(schema.model.kwargs, schema.model.dims, schema.mode.inductor, schema.graphs.buckets),
+        *(schema.data.kwargs, schema.data.inputs),
     )
     for free in free_groups:
         OmegaConf.set_struct(free, False)  # their keys are the user's, who need not write `+`
