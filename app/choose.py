@@ -98,7 +98,7 @@ def remember(context: Context) -> None:
                 run = Run(record.created_at or now(), p50[name], p50["eager"])
                 profile.add(Candidate(mode, precision), Evidence([record.key.request, record.key.object], [run]))
     except StoreError as error:
-        context.warn(f"{error.message}: mode=auto will not know of this run")
+        context.warn(f"{error.message}: auto will not know of this run")
 
 
 def _choose(context: Context, store: Store, job: evaluate.Job | None) -> Candidate:

@@ -6,6 +6,7 @@ it is believed; once they are not, it is as if nothing had been measured. Import
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
 from collections.abc import Mapping
@@ -15,11 +16,14 @@ from typing import Any
 from . import environment, lookup, structured
 from .config import AUTO, FLOORS, ModeConfig, PrecisionConfig, Settings
 from .dependencies import named_files
+from .errors import StoreError
 from .fallback import COMPILED
 from .keys import digest, request_key
 from .record import PrecisionCandidate
 from .store import Store
 from .store.trust import pack, unpack
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "evidence"
 MOST_RUNS = 8
@@ -181,16 +185,15 @@ class Profile:
         return {name: each for name, each in found.items() if each is not None and each.answers(question)}
 
     def add(self, candidate: Candidate, evidence: Evidence, *, alone: bool = False) -> Evidence:
-        """Keep it with what is known already, or `alone`; returns both. A store that is only read keeps nothing.
-
-        Raises:
-            StoreError: it can't be written.
-        """
+        """Keep it with what is known already, or `alone`; returns both. A store that can't be written keeps nothing."""
         before, subject = None if alone else self.of(candidate), self._subject(candidate)
         joined = before.joined(evidence) if before is not None else evidence
+        content = {"subject": subject, "evidence": structured.encode(joined)}
         if not self._store.readonly:
-            content = {"subject": subject, "evidence": structured.encode(joined)}
-            self._store.write_document(FOLDER, _name(subject), pack(content, self._store.trust))
+            try:
+                self._store.write_document(FOLDER, _name(subject), pack(content, self._store.trust))
+            except StoreError as error:
+                logger.warning("%s: auto will not know what was measured of %s", error.message, candidate.name)
         return joined
 
     def _subject(self, candidate: Candidate) -> dict[str, Any]:
