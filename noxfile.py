@@ -21,6 +21,7 @@ nox.options.reuse_venv = "yes"
 nox.options.default_venv_backend = "virtualenv"
 
 ROOT = Path(__file__).parent
+SLURM = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "libslurm38", "libmunge2", "libhwloc15")
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 
 
@@ -109,6 +110,29 @@ def gpu(session: nox.Session) -> None:
         session.skip("no CUDA device: torch.cuda.is_available() is false")
     session.run("python", "benchmarks/graphs.py")
     session.run("python", "-m", "pytest", "-m", "gpu", "tests/gpu", *session.posargs)
+
+
+@nox.session
+def slurm(session: nox.Session) -> None:
+    """Run a sweep on a SLURM of two node daemons, unpacked from Debian's packages into the session's folder."""
+    if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
+        session.skip("SLURM comes from Debian's packages: no apt-get here")
+    root = Path(session.create_tmp()).resolve() / "slurm"
+    root.mkdir(exist_ok=True)
+    with session.chdir(root):
+        session.run("apt-get", "download", *SLURM, external=True)
+        for package in sorted(root.glob("*.deb")):
+            session.run("dpkg", "-x", str(package), str(root), external=True)
+    session.install("-e", ".[slurm]", *group("test"))
+    env = {"APP_SLURM_ROOT": str(root)}
+    session.run("python", "-m", "pytest", "tests/fleet/test_slurm.py", *session.posargs, env=env)
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Run a sweep on a local Ray cluster of two nodes, which share artifacts over S3."""
+    session.install("-e", ".[ray,s3]", *group("test"))
+    session.run("python", "-m", "pytest", "tests/fleet/test_ray.py", *session.posargs)
 
 
 def group(*names: str) -> Sequence[str]:

@@ -185,9 +185,13 @@ def _on_miss(context: Context, store: Store, tier: Tier, request: Key, named: di
             again = lookup.find(store, request, named)
         if isinstance(again, Found):
             return again
+        if context.uncertain is None and locks.enter_context(tier.claim(request)):
+            elsewhere = tier.find(request, named)
+            if elsewhere is not None:
+                return elsewhere
         found, entry = _compile(context, store, tier, request, locks)
-    if context.uncertain is None:
-        tier.put(request, entry)
+        if context.uncertain is None:
+            tier.put(request, entry)
     return found
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from filelock import Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -22,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from . import sweep
+from . import sweep, tracking
 from .compose import explain_composition, register, sweep_options, typed
 from .composed import conf_dir
 from .config import Settings
@@ -47,7 +49,10 @@ _OF_THE_SWEEP = ("hydra.mode", "hydra.sweep.", "hydra.sweeper", "hydra.launcher"
 
 # Here, since a launcher's worker imports this module and nothing else of the program.
 register()
-OmegaConf.register_new_resolver("app.sweep_dir", sweep.folder_for, use_cache=True, replace=True)
+# Absolute, since the machines that a launcher takes jobs to may stand in another directory.
+OmegaConf.register_new_resolver(
+    "app.sweep_dir", lambda *words: str(Path(sweep.folder_for(*words)).absolute()), use_cache=True, replace=True
+)
 
 
 def main() -> NoReturn:
@@ -63,11 +68,11 @@ def _guarded() -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises, and does not print and exit 1 by itself
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        _expand()
+        code = _expand()
         if _planned:
             return sweep.run(_planned)
         if _fleet:
-            return _fleet[0].finish(None)
+            return _fleet[0].finish(code)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return _complain(ConfigError.exit_code, ConfigError.stage, explain_composition(error))
     except OSError as error:
@@ -77,21 +82,29 @@ def _guarded() -> int:
     return _codes[0] if _codes else 0
 
 
-def _expand() -> None:
-    """Let Hydra call `task` for each job, here or elsewhere."""
+def _expand() -> int | None:
+    """Let Hydra call `task` for each job, here or elsewhere; the exit code where that was cut short."""
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
-    except (HydraException, OmegaConfBaseException, AppError):
-        raise
-    except KeyboardInterrupt as stop:
+        _launch()
+    except (KeyboardInterrupt, SystemExit) as stop:  # Ray makes the latter of SIGTERM
         if not _fleet:
             raise
         if not _fleet[0].is_over:
-            sys.exit(_fleet[0].finish(TERMINATED if isinstance(stop, TerminatedError) else INTERRUPTED))
-    except Exception:  # a launcher's own, whatever that is
+            return INTERRUPTED if type(stop) is KeyboardInterrupt else TERMINATED
+    return None
+
+
+def _launch() -> None:
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    except Exception as error:  # a launcher's own, whatever that is
         if not _fleet:
             raise
-        logger.warning("the launcher failed; what its jobs left is summed up", exc_info=True)
+        if isinstance(error, HydraException | OmegaConfBaseException):  # so no job was launched
+            _fleet[0].stop()
+            raise
+        logger.warning("the launcher failed; what it has begun is waited for", exc_info=True)
+        _fleet[0].outlast()
 
 
 class Sweeping(Callback):
@@ -101,9 +114,15 @@ class Sweeping(Callback):
         """Watch the sweep, unless its jobs will run here."""
         if _runs_here(config.hydra):
             return
-        folder = Path(config.hydra.sweep.dir).absolute()
-        options = sweep_options(config)
-        _fleet.append(Fleet(folder, _jobs_of(config.hydra), options, as_json=config.output == "json"))
+        folder = Path(config.hydra.sweep.dir)
+        try:  # what is raised here, Hydra turns into a warning
+            fleet = Fleet(folder, _jobs_of(config.hydra), sweep_options(config), as_json=config.output == "json")
+        except (HydraException, OmegaConfBaseException, ConfigError) as error:
+            sys.exit(_complain(ConfigError.exit_code, ConfigError.stage, explain_composition(error)))
+        except Timeout:
+            sys.exit(_complain(1, "sweep", f"{folder} is being worked on by another process"))
+        _fleet.append(fleet)
+        fleet.watch()
 
 
 def _jobs_of(hydra_config: HydraConf) -> list[list[str]]:
@@ -111,7 +130,10 @@ def _jobs_of(hydra_config: HydraConf) -> list[list[str]]:
     if not _is_basic("Sweeper", hydra_config.sweeper):
         return []
     params = [f"{name}={value}" for name, value in (hydra_config.sweeper.params or {}).items()]
-    parsed = OverridesParser.create().parse_overrides([*params, *hydra_config.overrides.task])
+    # As they were written: an interpolation may stand for what only the jobs' machines have.
+    words: Any = OmegaConf.to_container(hydra_config.overrides.task)
+    loader = GlobalHydra.instance().config_loader()  # glob() asks it for names
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *words])
     return BasicSweeper.split_arguments(parsed, None)[0]
 
 
@@ -158,7 +180,7 @@ def _plan(config: DictConfig, hydra_config: HydraConf) -> Planned:
         settings = None  # the job itself will say so
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     options = sweep_options(config)
-    job = Job(num, folder, overrides, arguments, options.timeout_s)
+    job = Job(num, folder, overrides, arguments, options.timeout_s, hydra_config.runtime.cwd)
     return Planned(job, Path(hydra_config.sweep.dir).absolute(), options, resolved, settings)
 
 
@@ -190,6 +212,7 @@ def run_job(config: DictConfig) -> int:
         save(None, durable=True)
     except OutputError as error:
         return _complain(error.exit_code, error.stage, error.message)
+    tracking.track(record, folder)
     _show(config, record)
     return code
 

@@ -42,6 +42,7 @@ RUNGS = ("cudagraph", "compiled", "jit", "eager")
 PLANS = ("kept", "measure", "off")
 EVIDENCE = ("kept", "measure")
 SOURCES = ("none", "digits", "csv", "npz", "jsonl", "custom", "sentences", "workload")
+TRACKERS = ("none", "mlflow")
 JUDGES = ("auto", "argmax", "deviation")
 
 
@@ -560,10 +561,26 @@ class SweepConfig:
         None, "for a launcher whose machines share no folder: where jobs copy their records to, an fsspec URL"
     )
     workers: int | None = steers(None, "compiling jobs side by side; null is one a core; what is timed runs alone")
+    lost_after_s: float = steers(60.0, "how long a launcher's job may show no sign of life before it counts as lost")
 
     def __post_init__(self) -> None:
+        require("sweep.lost_after_s", self.lost_after_s, self.lost_after_s > 0, "above 0")
         require("sweep.timeout_s", self.timeout_s, self.timeout_s is None or self.timeout_s > 0, "above 0, or null")
         require("sweep.workers", self.workers, self.workers is None or self.workers >= 1, "at least 1, or null")
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """Which experiment tracker is told of a run."""
+
+    name: str = steers("none", "one of " + ", ".join(TRACKERS))
+    uri: str | None = steers(
+        None, "where it is, as sqlite:///runs.db or http://host:5000; null is what MLFLOW_TRACKING_URI says"
+    )
+    experiment: str = steers("aot-app", "the experiment that runs are filed under")
+
+    def __post_init__(self) -> None:
+        choose("tracker.name", self.name, TRACKERS)
 
 
 @dataclass(frozen=True)
@@ -589,6 +606,7 @@ class Settings:
     runtime: RuntimeConfig = steers(RuntimeConfig, "the serving process")
     monitor: MonitorConfig = steers(MonitorConfig, "how calls are counted and timed")
     sweep: SweepConfig = steers(SweepConfig, "how a sweep's jobs run")
+    tracker: TrackerConfig = steers(TrackerConfig, "who is told of the run")
     device: str = factor("auto", "auto, cpu, cuda or cuda:N")
     target: str = factor(
         "native", "the processors it is for: native (those with this one's flags), or x86-64-v2 to v4"

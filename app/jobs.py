@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import tracking
 from .record import Record, RunError, now
 
 RECORD, LOG, HEARTBEAT = "record.json", "job.log", "alive"
@@ -30,13 +31,17 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 @dataclass(frozen=True)
 class Job:
-    """One command line: its number, where it writes, what tells it apart, and the words after `python -m app`."""
+    """One command line: its number, where it writes, what tells it apart, and the words after `python -m app`.
+
+    `directory` is where it runs, if there is one of that name.
+    """
 
     num: int
     folder: Path
     overrides: tuple[str, ...]
     arguments: tuple[str, ...]
     timeout_s: float | None = None
+    directory: str | None = None
 
     @property
     def label(self) -> str:
@@ -58,6 +63,7 @@ class Supervised:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=job.directory if job.directory and Path(job.directory).is_dir() else None,
                 start_new_session=True,  # a process group of its own, killed as one; Ctrl-C is not meant for it
             )
 
@@ -107,6 +113,7 @@ class Supervised:
         record.status, record.stage = "failed", None
         record.error = RunError(kind, stage or "start", f"{reason} (see {LOG})")
         record.save(path)
+        tracking.track(record, self.job.folder)
         return record
 
     def _reason(self, code: int) -> tuple[str, str]:

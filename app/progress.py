@@ -95,7 +95,10 @@ class Phases:
 
 
 class JobsProgress:
-    """What a sweep shows while it runs: a line for each job that ends; on a terminal also what runs and is left."""
+    """What a sweep shows while it runs: a line for each job that ends; on a terminal also what runs and is left.
+
+    `found` is empty where nobody knows how many jobs there will be. A job may begin again after it has ended.
+    """
 
     def __init__(self, console: Console, found: Sequence[Job], good: dict[int, Record]) -> None:
         self._console, self._began, self._total = console, time.monotonic(), len(found)
@@ -103,11 +106,10 @@ class JobsProgress:
         self._labels = {
             job.num: " ".join(word for word in job.overrides if word not in shared) or job.label for job in found
         }
-        self._skipped, self._done, self._failed, self._hits = len(good), len(good), 0, 0
-        self._running: dict[int, str] = {}
+        self._skipped, self._ended, self._running = len(good), dict(good), dict[int, str]()
         columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"))
         self._live = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._live.add_task("", total=self._total, completed=self._done)
+        self._task = self._live.add_task("", total=self._total or None, completed=len(good))
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -118,7 +120,8 @@ class JobsProgress:
 
     def started(self, job: Job) -> None:
         """A job begins."""
-        self._running[job.num] = self._labels[job.num]
+        self._ended.pop(job.num, None)
+        self._running[job.num] = self._labels.get(job.num, job.label)
         self._show()
 
     def compiled(self, job: Job) -> None:
@@ -129,16 +132,14 @@ class JobsProgress:
     def ended(self, job: Job, record: Record) -> None:
         """A job has ended; how, is a line of its own."""
         self._running.pop(job.num, None)
-        self._done += 1
-        outcome = record.cache.outcome if record.cache else None
-        self._hits += outcome is not None and "hit" in outcome
-        parts = [self._labels[job.num], outcome, record.rung]
+        self._ended[job.num] = record
+        label, error = self._labels.get(job.num, job.label), record.error
+        parts = [label, record.cache.outcome if record.cache else None, record.rung]
         if record.status != "ok":
-            self._failed += 1
-            error = record.error
-            parts = [self._labels[job.num], f"at {error.stage}: {error.message}" if error else "lost"]
+            parts = [label, f"at {error.stage}: {error.message}" if error else "lost"]
         word, style = ("ok", "") if record.status == "ok" else ("FAILED", "bold red")
-        text = f"[{time.monotonic() - self._began:7.1f} s] {self._done}/{self._total} {word} "
+        of = f"/{self._total}" if self._total else ""
+        text = f"[{time.monotonic() - self._began:7.1f} s] {len(self._ended)}{of} {word} "
         self._live.console.print(
             text + " · ".join(part for part in parts if part),
             style=style,
@@ -149,13 +150,15 @@ class JobsProgress:
         self._show()
 
     def _show(self) -> None:
-        finished, left = self._done - self._skipped, self._total - self._done
-        about = [f"{self._failed} failed, {self._hits} hits"]
-        if finished:
+        done, ended = len(self._ended), self._ended.values()
+        finished, left = done - self._skipped, self._total - done
+        hits = sum(record.cache is not None and "hit" in record.cache.outcome for record in ended)
+        about = [f"{sum(record.status != 'ok' for record in ended)} failed, {hits} hits"]
+        if finished > 0 and left >= 0:
             about.append(f"{_duration(left * (time.monotonic() - self._began) / finished)} left")
         running = list(self._running.values())
         about.append(", ".join(running[:2]) + (f" and {len(running) - 2} more" if len(running) > 2 else ""))
-        self._live.update(self._task, completed=self._done, description=" · ".join(part for part in about if part))
+        self._live.update(self._task, completed=done, description=" · ".join(part for part in about if part))
 
 
 def _duration(seconds: float) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,19 @@ class Tier:
         if self._remote is not None and not self._remote.dead:
             with self._context.phases("remote"):
                 self._remote.fetch(self._store, "objects", digest)
+
+    @contextmanager
+    def claim(self, request: Key) -> Iterator[bool]:
+        """Hold a request against other machines that fill the remote; gives whether one of them had it first."""
+        if self._remote is None or not self._remote.writable or self._remote.dead:
+            yield False
+            return
+        phases, patience_s = self._context.phases, self._context.settings.cache.lock_timeout_s
+        with ExitStack() as stack:
+            with phases("remote"):
+                waiting = partial(phases.switch, "wait", about="wait: another machine compiles the same")
+                waited = stack.enter_context(self._remote.claim(request.digest, patience_s, waiting))
+            yield waited
 
     def put(self, request: Key, entry: dict[str, Any]) -> None:
         """Put what was made here into a remote that takes it, the entry last."""

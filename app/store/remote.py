@@ -3,9 +3,10 @@
     objects/ab/<digest>.tar                   an archive of one object
     weights/ab/<digest>.tar
     requests/ab/<request>/<sha256>.json       a signed entry, as the index holds it
+    claims/ab/<request>                       somebody makes what answers it, and touches this meanwhile
 
 Whoever can write there is trusted with nothing: what comes from it is checked as what any archive holds is. Nothing
-that is there is overwritten. It may be slow, broken or gone: that costs a line and the time-outs, never the run.
+but a claim is overwritten. It may be slow, broken or gone: that costs a line and the time-outs, never the run.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 2
+CLAIM_BEAT_S = 5.0
 MAX_ENTRIES = 16  # of a request, the newest: whoever can write there may have put any number
 _CHANGED = ("LastModified", "mtime", "last_modified", "updated", "created")  # as file systems call it
 
@@ -153,6 +156,50 @@ class Remote:
                 file.write_bytes(document)
                 self._create(file, f"requests/{request[:2]}/{request}/{hashlib.sha256(document).hexdigest()}.json")
 
+    @contextmanager
+    def claim(self, request: str, still_s: float, on_wait: Callable[[], None]) -> Iterator[bool]:
+        """Keep the other machines that fill this remote from making the same; gives whether one of them had it first.
+
+        A claim that nobody has touched for `still_s` is taken over. Two may do so in the same moment: what they make
+        is made twice then, which costs time only.
+
+        Args:
+            request: The request's digest.
+            still_s: How long whoever holds it may show no sign of life.
+            on_wait: Called once, where somebody is waited for.
+        """
+        path, waited = f"claims/{request[:2]}/{request}", False
+        seen, since = "", time.monotonic()
+        while not (self._create_claim(path) or self.dead):
+            if not waited:
+                on_wait()
+            waited = True
+            found = self._attempt(lambda files, root: _last_change(files, f"{root}/{path}"), "")
+            if found != seen:  # by the clock of whoever writes it
+                seen, since = found, time.monotonic()
+            elif time.monotonic() - since > still_s:
+                self._attempt(lambda files, root: _remove(files, f"{root}/{path}"), None)
+                continue
+            time.sleep(CLAIM_BEAT_S)
+        done = threading.Event()
+
+        def beat() -> None:
+            while not (self.dead or done.wait(CLAIM_BEAT_S)):
+                self._attempt(lambda files, root: files.touch(f"{root}/{path}", truncate=not _is_local(files)), None)
+
+        heart = threading.Thread(target=beat, daemon=True)
+        heart.start()
+        try:
+            yield waited
+        finally:
+            done.set()
+            heart.join()
+            self._attempt(lambda files, root: _remove(files, f"{root}/{path}"), None)
+
+    def _create_claim(self, path: str) -> bool:
+        with tempfile.NamedTemporaryFile(prefix="app-") as empty:
+            return self._attempt(lambda files, root: _create(files, root, Path(empty.name), path), False)
+
     def _import(self, store: Store, kind: str, digest: str, file: Path) -> bool:
         try:
             with file.open("rb") as stream:
@@ -170,16 +217,7 @@ class Remote:
 
     def _create(self, file: Path, path: str) -> bool:
         """Put a file there, unless there is one; whether there is one now."""
-
-        def create(files: Any, root: str) -> bool:
-            with suppress(FileExistsError):
-                if _is_local(files):
-                    _link(file, Path(root), path)
-                else:
-                    files.put_file(str(file), f"{root}/{path}", mode="create")
-            return True
-
-        return self._attempt(create, False)
+        return self._attempt(lambda files, root: _create(files, root, file, path) or True, False)
 
     def _attempt(self, work: Callable[[Any, str], T], otherwise: T) -> T:
         """What work on the file system and its root gives, or where the remote is dead, `otherwise`."""
@@ -237,6 +275,24 @@ def _within(timeout_s: float, work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result  # type: ignore[return-value]
+
+
+def _create(files: Any, root: str, file: Path, path: str) -> bool:
+    """Put a file there; whether there was none."""
+    try:
+        if _is_local(files):
+            _link(file, Path(root), path)
+        else:
+            files.put_file(str(file), f"{root}/{path}", mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
+def _last_change(files: Any, path: str) -> str:
+    with suppress(FileNotFoundError):
+        return _changed(files.info(path))
+    return ""
 
 
 def _link(source: Path, root: Path, path: str) -> None:

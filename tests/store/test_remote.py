@@ -377,3 +377,49 @@ def test_signed_document_of_another_type_is_no_entry(user, place, digest_of):
     files.pipe_file(path, document)
     assert ours.remote.entries(request) == []
     assert len(ours.said) == 1
+
+
+@pytest.fixture
+def quick_claims(monkeypatch):
+    monkeypatch.setattr("app.store.remote.CLAIM_BEAT_S", 0.2)
+
+
+def test_claim_is_waited_for_and_leaves_nothing(user, place, digest_of, quick_claims):
+    _, files, root = place
+    request, order = digest_of("request"), []
+    ours, theirs = user("ours"), user("theirs")
+
+    def come_second():
+        with theirs.remote.claim(request, 60, lambda: order.append("theirs waits")) as waited:
+            order.append(("theirs", waited))
+
+    with ours.remote.claim(request, 60, lambda: order.append("ours waits")) as waited:
+        order.append(("ours", waited))
+        second = threading.Thread(target=come_second)
+        second.start()
+        while "theirs waits" not in order:
+            time.sleep(0.05)
+        time.sleep(1)
+        order.append("ours is done")
+    second.join()
+    assert order == [("ours", False), "theirs waits", "ours is done", ("theirs", True)]
+    assert not files.find(f"{root}/claims")
+    assert (ours.said, theirs.said) == ([], [])
+
+
+def test_claim_of_a_machine_that_is_gone_is_taken_over_and_one_that_lives_is_not(
+    user, place, digest_of, quick_claims
+):
+    _, files, root = place
+    request = digest_of("request")
+    path = f"{root}/claims/{request[:2]}/{request}"
+    files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    files.pipe_file(path, b"")
+    began = time.monotonic()
+    with user("ours").remote.claim(request, 2, lambda: None) as waited:
+        assert waited
+        assert time.monotonic() - began >= 2
+        time.sleep(1.2)  # S3 counts in seconds
+        before = files.info(path)["LastModified" if "LastModified" in files.info(path) else "mtime"]
+        time.sleep(1.2)
+        assert files.info(path)["LastModified" if "LastModified" in files.info(path) else "mtime"] != before
