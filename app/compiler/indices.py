@@ -93,7 +93,8 @@ def _refused(name: str, operator: str) -> ExportError:
 
 
 def _takes_numbers(node: torch.fx.Node, operator: str) -> bool:
-    return operator in _KEEPING | _COUNTING or torch.Tag.pointwise in getattr(node.target, "tags", ())
+    on_sizes = getattr(node.target, "__module__", None) == "_operator"  # Python's own: 8 * x.shape[0]
+    return on_sizes or operator in _KEEPING | _COUNTING or torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
 def _parts(graph: torch.fx.GraphModule, node: torch.fx.Node) -> Iterator[torch.fx.GraphModule]:

@@ -107,3 +107,15 @@ def test_a_number_that_is_taken_out_of_a_tensor_can_not_be_checked():
 
 def test_a_declared_input_is_not_looked_at():
     assert ranges(exported(lambda m, x: m.large(x + 1)), frozenset(["x"])) == {}
+
+
+def batched(forward):
+    example = torch.zeros(3, 4, dtype=torch.int64)
+    dims = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    return torch.export.export(Looked(forward).eval(), (example,), dynamic_shapes=dims, strict=False)
+
+
+def test_arithmetic_of_sizes_is_no_index_and_positions_beyond_a_table_are():
+    assert ranges(batched(lambda m, x: m.large(x).view(x.shape[0] * 4, 2))) == {"x": (0, 9)}
+    with pytest.raises(ExportError, match="is used as an index"):
+        ranges(batched(lambda m, x: m.small(torch.arange(x.shape[0] * 2)).sum() + m.large(x)))
