@@ -546,3 +546,13 @@ def test_a_target_that_is_not_there_is_refused_by_name(target, said):
 def test_a_size_is_read_in_the_usual_units(text, size):
     assert config.size_in_bytes(text) == size
     assert CacheConfig(size_limit=text).size_limit_bytes == size
+
+
+def test_the_optuna_experiment_composes():
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'aot-app[optuna]'")
+    GlobalHydra.instance().clear()
+    composition.register()
+    with hydra.initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        found = hydra.compose("config", overrides=["experiment=optuna"], return_hydra_config=True)
+    assert found.hydra.sweeper._target_.endswith("OptunaSweeper")
+    assert found.hydra.sweeper.n_jobs == 1
