@@ -185,7 +185,7 @@ class Profile:
         return {name: each for name, each in found.items() if each is not None and each.answers(question)}
 
     def add(self, candidate: Candidate, evidence: Evidence, *, alone: bool = False) -> Evidence:
-        """Keep it with what is known already, or `alone`; returns both. Where it can't be written it is only returned."""
+        """Keep it with what is known already, or `alone`; returns both, even where they can't be written."""
         before, subject = None if alone else self.of(candidate), self._subject(candidate)
         joined = before.joined(evidence) if before is not None else evidence
         content = {"subject": subject, "evidence": structured.encode(joined)}
