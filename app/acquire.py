@@ -155,7 +155,13 @@ def _load_jit(context: Context, found: Found) -> JitModel:
         )
 
 
-def _on_miss(context: Context, store: Store, tier: Tier, request: Key, named: dict[str, Path], *, why: str) -> Found:
+def decline(context: Context, store: Store, why: str) -> None:
+    """Raise where `cache.on_miss` lets nothing be compiled here and now.
+
+    Raises:
+        MissError: it says `fail`.
+        EagerAskedError: it says `eager`, or `background`, and another process has been started.
+    """
     cache = context.settings.cache
     if cache.on_miss == "fail":
         raise MissError(f"cache.on_miss=fail, and it is a miss: {why}")
@@ -164,6 +170,10 @@ def _on_miss(context: Context, store: Store, tier: Tier, request: Key, named: di
         raise EagerAskedError(f"cache.on_miss=background: process {pid} compiles it meanwhile; it is a miss: {why}")
     if cache.on_miss == "eager":
         raise EagerAskedError(f"cache.on_miss=eager, and it is a miss: {why}")
+
+
+def _on_miss(context: Context, store: Store, tier: Tier, request: Key, named: dict[str, Path], *, why: str) -> Found:
+    decline(context, store, why)
     if store.readonly:
         raise StoreError(f"the cache is read-only, and it is a miss: {why}")
     with ExitStack() as locks:

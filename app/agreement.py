@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -200,9 +201,9 @@ def _disagreements(joined: Part, labels: Array | None, most: int) -> list[Disagr
             eager=[_finite(value) for value in eager],
             compiled=[_finite(value) for value in compiled],
         )
-        for row, eager, compiled in list(
-            zip(joined["listed"], joined["listed_eager"], joined["listed_compiled"], strict=True)
-        )[:most]
+        for row, eager, compiled in islice(
+            zip(joined["listed"], joined["listed_eager"], joined["listed_compiled"], strict=True), most
+        )
     ]
 
 

@@ -46,5 +46,5 @@ def serve(name: str, cache: CacheConfig | None = None) -> tuple[Context, Ladder]
         try:
             found = acquire.acquire(context, store)
         except EagerAskedError as error:
-            return context, serving.by_eager(context, error)
+            return context, serving.by_eager(context, error, context.settings)
         return context, serving.from_store(context, store, found)

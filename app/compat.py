@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import environment, names
-from .api import Model, compile_model, load, session
+from .api import compile_model, load, session
 from .capturing import mechanism_for
 from .config import CacheConfig
 from .errors import AppError, CaptureError
+from .fallback import EAGER
 from .files import replaced
 from .lookup import open_store
 from .monitor import performance_monitor
+from .monitor.operation import Tally
 from .store import archive
 
 if TYPE_CHECKING:
@@ -226,12 +228,17 @@ class _Plain:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module.eval() if hasattr(module, "eval") else module
+        self._calls = Tally()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         import torch
 
+        self._calls.add()
         with torch.no_grad():
             return self._module(*args, **kwargs)
+
+    def stats(self) -> dict[str, Any]:
+        return {"calls": {EAGER: self._calls.read()}}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
@@ -404,7 +411,7 @@ class EnhancedCompiledModel:
 
     def get_execution_stats(self) -> dict[str, Any]:
         """Calls that graphs served, and calls that they didn't."""
-        stats = self._model.stats() if isinstance(self._model, Model) else {"calls": {}}
+        stats = self._model.stats()
         calls, total = Counter[str](stats["calls"]), sum(stats["calls"].values())
         hits = round(calls["cudagraph"] * (stats.get("graphs", {}).get("hit_rate") or 0.0))
         return {
@@ -459,23 +466,19 @@ class EnhancedAOTModelCompiler:
 
     def get_optimization_stats(self) -> dict[str, Any]:
         """Totals over all models."""
-        every = [self._graphs_of(model) for model in self.models.values()]
+        every = [model.stats().get("graphs", {}) for model in self.models.values()]
+        captured = [len(graphs.get("captured", ())) for graphs in every]
         return {
             "enhanced_models": len(self.models),
-            "models_with_graphs": sum(bool(graphs.get("captured")) for graphs in every),
+            "models_with_graphs": sum(map(bool, captured)),
             "cuda_graphs": {
                 "enabled": self.graph_config.enabled,
-                "graphs_captured": sum(len(graphs.get("captured", ())) for graphs in every),
+                "graphs_captured": sum(captured),
                 "graph_replays": sum(sum(graphs.get("replayed", {}).values()) for graphs in every),
                 "capture_failures": sum(sum(graphs.get("failures", {}).values()) for graphs in every),
-                "total_graphs": sum(len(graphs.get("captured", ())) for graphs in every),
+                "total_graphs": sum(captured),
             },
         }
-
-    @staticmethod
-    def _graphs_of(model: EnhancedCompiledModel) -> dict[str, Any]:
-        found: dict[str, Any] = model.stats().get("graphs", {}) if isinstance(model._model, Model) else {}  # noqa: SLF001
-        return found
 
     def _graph_overrides(self) -> list[str]:
         config = self.graph_config

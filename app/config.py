@@ -40,6 +40,7 @@ MATMUL_PRECISIONS = ("highest", "high", "medium")
 BATCH = "batch"
 RUNGS = ("cudagraph", "compiled", "jit", "eager")
 PLANS = ("kept", "measure", "off")
+EVIDENCE = ("kept", "measure")
 SOURCES = ("none", "digits", "csv", "npz", "jsonl", "custom", "sentences", "workload")
 TRACKERS = ("none", "mlflow")
 JUDGES = ("auto", "argmax", "deviation")
@@ -183,17 +184,37 @@ class ModelConfig:
         return {name: self.dims.get(name, DimConfig()) for name in sorted(used)}
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, as above
 class ModeConfig:
     """What `torch.compile`'s mode names mean here."""
 
-    name: str = steers("default", "the name in tables; what it resolves to is the factor")
+    name: str = steers("default", "the name in tables, or auto; what it resolves to is the factor")
     engine: str = factor("aoti", "aoti (compiled ahead of time) or eager")
     inductor: dict[str, Any] = factor({}, "options of torch._inductor.config")
     wants_graphs: bool = steers(False, "the mode asks for CUDA graphs")
 
     def __post_init__(self) -> None:
         choose("mode.engine", self.engine, ENGINES)
+
+
+@dataclass(frozen=True)
+class AutoConfig:
+    """How mode=auto and precision=auto choose: by what was measured here before, otherwise by trying."""
+
+    portfolio: dict[str, ModeConfig] = steers(
+        {}, "the modes that mode=auto chooses from; conf/mode/auto.yaml lists them"
+    )
+    batch: int | None = steers(
+        None, "the batch size that decides; null is the largest of graphs.batch_sizes, with data evaluate.batch_size"
+    )
+    budget_s: float = steers(
+        300.0, "seconds to try in: what is not compiled by then is left out, except for the first"
+    )
+    evidence: str = steers("kept", "kept (what earlier runs measured), or measure (try again, and keep that)")
+
+    def __post_init__(self) -> None:
+        require("auto.budget_s", self.budget_s, self.budget_s >= 0, "zero or more")
+        choose("auto.evidence", self.evidence, EVIDENCE)
 
 
 @dataclass(frozen=True)
@@ -569,6 +590,7 @@ class Settings:
     model: ModelConfig = factor(ModelConfig, "what is built")
     mode: ModeConfig = factor(ModeConfig, "how it is compiled")
     precision: PrecisionConfig = factor(PrecisionConfig, "in which arithmetic")
+    auto: AutoConfig = steers(AutoConfig, "how mode=auto and precision=auto choose")
     weights: WeightsConfig = factor(WeightsConfig, "where its weights live")
     graphs: GraphsConfig = steers(GraphsConfig, "batch sizes")
     fallback: FallbackConfig = steers(FallbackConfig, "what failures do")
@@ -599,8 +621,15 @@ class Settings:
             raise ConfigError(
                 "model.target is not given: name a callable that returns an nn.Module (package.module:name)"
             )
+        if self.mode.name == AUTO:
+            names = [mode.name for mode in self.auto.portfolio.values()]
+            ok = bool(names) and AUTO not in names and len(set(names)) == len(names) and all(map(is_name, names))
+            require("auto.portfolio", names, ok, "modes of different names to choose from, none of them auto")
         if not self.model.program:  # which has ranges of its own
-            self.graphs.check_sizes({BATCH: DimConfig(), **self.model.dims, **self.model.ranges})
+            dims = {BATCH: DimConfig(), **self.model.dims, **self.model.ranges}
+            self.graphs.check_sizes(dims)
+            low, high, size = dims[BATCH].min, dims[BATCH].max, self.auto.batch
+            require("auto.batch", size, size is None or low <= size <= high, f"null or {low} to {high}")
         frozen = self.weights.placement == "frozen"
         if self.mode.inductor.get("freezing", frozen) and not frozen:
             raise ConfigError("mode.inductor.freezing bakes the weights in: it can't go with weights=external")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -77,9 +78,14 @@ class Context:
         self.uncertain: str | None = None  # why the request may stand for more than one model: then it has no entry
         self._torch_is_ready = False
 
-    def share(self, other: Context) -> None:
-        """Use the model that another run's context has built, or builds now."""
-        self.workload, self._torch_is_ready = other.workload, True
+    def beside(self, settings: Settings, folder: Path, record: Record) -> Context:
+        """Another run on the same model, which is built now unless it was."""
+        _ = self.workload
+        other = copy.copy(self)
+        other.settings, other.folder, other.record, other.cases = settings, folder, record, []
+        for name in ("same_precision", "judge"):  # of this run's precision
+            other.__dict__.pop(name, None)
+        return other
 
     def warn(self, text: str) -> None:
         """Say it in the log and in the record."""

@@ -95,6 +95,11 @@ def cpu_name() -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
+def cores() -> int | None:
+    """How many this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 @contextmanager
 def _nvml() -> Iterator[ctypes.CDLL | None]:
     """NVIDIA's management library, started; None where there is no driver, or one too old to have it."""
@@ -269,7 +274,7 @@ def describe(device: str) -> dict[str, Any]:
         "python": python_version(),
         **toolchain(),
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
         "device": device,

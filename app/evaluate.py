@@ -94,14 +94,10 @@ def run(context: Context, job: Job, served: Model) -> EvaluationInfo:
     import torch
 
     config, rows = context.settings.evaluate, len(job.dataset)
-    resumed = config.resume is not None
-    place = Path(config.resume).expanduser() if config.resume is not None else context.folder
+    place = Path(config.resume or context.folder).expanduser()
     chunks = Chunks(place / FOLDER, _identity(context, job))
-    if resumed:
-        chunks.resume()
-    else:
-        chunks.begin()
-    done = f", {chunks.num_rows:,} of them done in {config.resume}" if resumed else ""
+    (chunks.resume if config.resume else chunks.begin)()
+    done = f", {chunks.num_rows:,} of them done in {config.resume}" if config.resume else ""
     try:
         with torch.inference_mode(), context.phases(EVALUATE, about=f"evaluate {rows:,} rows{done}"):
             for part in _parts(context, job, served, chunks.num_rows):

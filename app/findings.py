@@ -32,6 +32,7 @@ EXTRAS = {
     "signing": "cryptography",
     "remote": "fsspec",
     "s3": "s3fs",
+    "optuna": "hydra-optuna-sweeper",
     "slurm": "hydra-submitit-launcher",
     "ray": "hydra-ray-launcher",
     "mlflow": "mlflow-skinny",

@@ -20,7 +20,6 @@ from rich.console import Console
 
 from . import collect, jobs
 from .config import SweepConfig
-from .fallback import EAGER
 from .jobs import GRACE_S, HEARTBEAT, RECORD, Job
 from .progress import JobsProgress
 from .record import Record, RunError
@@ -33,7 +32,8 @@ def run_one(planned: Planned) -> float:
     """Run a single job to its end, where a launcher or a sweeper asks for it; its record says how it went.
 
     Returns:
-        The median latency in ms of what serves the largest batch size, for a sweeper to minimise; infinity where the
+        What a sweeper may minimise: the latency at the largest batch size as a share of eager's, which was measured
+        in turns with it (latencies of different jobs drift apart by more than what is looked for); infinity where the
         job failed, or measured none.
     """
     folder, options = planned.job.folder, planned.options
@@ -45,10 +45,10 @@ def run_one(planned: Planned) -> float:
             (folder / RECORD).touch()  # a sign that it has been looked at
     if options.collect is not None:
         collect.put(folder, options.collect, str(planned.job.num))
-    latencies = (record.latency_ms or {}).get("eager" if record.rung == EAGER else "compiled", {})
+    latencies = (record.latency_ms or {}).get("eager", {})
     if record.status != "ok" or not latencies:
         return math.inf
-    return latencies[max(latencies, key=int)].p50
+    return 1 / ((record.speedup or {}).get(max(latencies, key=int)) or 1.0)  # none where eager serves
 
 
 class Fleet:

@@ -112,11 +112,9 @@ def request_key(settings: Settings, device: str) -> Key:
     Raises:
         ConfigError: a value of the config has no canonical form.
     """
-    if settings.precision.name == AUTO:
-        raise ConfigError(
-            "precision=auto is resolved by task=benchmark, compile and evaluate: name a precision here, or load what "
-            "such a run kept by its cache.alias"
-        )
+    for group, name in (("mode", settings.mode.name), ("precision", settings.precision.name)):
+        if name == AUTO:
+            raise ConfigError(f"{group}=auto is resolved by task=benchmark, compile and evaluate: name one here")
     config = settings.factors()
     config["model"]["environment"] = {name: os.environ.get(name) for name in settings.model.environment}
     factors = {

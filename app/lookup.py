@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,15 @@ def among(
             changed = "an entry of the index is malformed"
         reasons.append(changed)
     return NotFound(list(dict.fromkeys(reasons)))
+
+
+def object_of(store: Store, request: str, named: dict[str, Path]) -> str | None:
+    """The object that a request, by its digest, stands for as its files are now, whether or not it is still there."""
+    for entry in store.entries(request):
+        with suppress(AttributeError, KeyError, TypeError, ValueError):  # a malformed entry stands for nothing
+            if dependencies.changed(entry["dependencies"], named) is None:
+                return str(entry["object"])
+    return None
 
 
 def open_objects(

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from . import capturing, choose_precision, environment, evaluate, planning, tuning
+from . import capturing, choose, environment, evaluate, planning, tuning
 from .acquire import acquire, demand, load, opened
 from .benchmark import benchmark, measure_memory, sweep
-from .config import AUTO
 from .context import Context
 from .dependencies import named_files
 from .errors import AppError, CaptureError, LoadError
@@ -35,11 +34,10 @@ def run(context: Context) -> None:
     """
     context.record.environment = environment.describe(context.device)
     named_files(context.settings)  # a file that isn't there is a mistake in the config, whatever is done with it
-    task, is_open = context.settings.task.name, context.settings.precision.name == AUTO
-    job = evaluate.prepare(context) if task == "evaluate" or (is_open and context.settings.data.given) else None
-    if is_open:
-        choose_precision.resolve(context, job)
+    task, job = context.settings.task.name, choose.job_of(context)
     capturing.say_limits(context)
+    with falling_back(context):
+        choose.resolve(context, job)
     compiled = None
     if context.settings.mode.engine == EAGER or COMPILED not in context.settings.fallback.rungs:
         context.record.rung = EAGER
@@ -50,6 +48,7 @@ def run(context: Context) -> None:
             context.record.rung = served(context.record.fallbacks, best)
     if task == "benchmark":
         ladder = benchmark(context, compiled)
+        choose.remember(context)
         sweep(context, compiled, ladder)
     if task == "evaluate" and job is not None:
         evaluate.evaluate(context, job, compiled)

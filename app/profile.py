@@ -8,8 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from . import choose_precision, evaluate, traffic
+from . import evaluate, traffic
 from .acquire import acquire, load, opened
+from .choose import resolve
 from .config import AUTO, BATCH, Settings
 from .context import Context
 from .errors import ConfigError, OutputError
@@ -44,7 +45,7 @@ def profile(context: Context) -> Rows:
         shapes = {spec.name: spec.shape for spec in context.workload.inputs}
         calls = traffic.of_dataset(job.dataset, shapes, settings.evaluate.batch_size)
     context.settings = _sized(settings, [calls.typical()], AUTO)
-    choose_precision.resolve(context, job)
+    resolve(context, job)
     kept = context.record.precision_choice
     assert kept is not None
     context.settings = _sized(context.settings, settings.graphs.batch_sizes)

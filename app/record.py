@@ -12,6 +12,7 @@ from .measure.statistics import Latency
 
 SCHEMA = 1
 
+Kind = Literal["convolutional", "attention", "dense", "elementwise"]
 Outcome = Literal["direct-hit", "graph-hit", "remote-hit", "miss", "off"]
 
 
@@ -169,6 +170,48 @@ class PrecisionChoice:
 
 
 @dataclass(frozen=True)
+class Traits:
+    """What a model's arithmetic is like at a batch size, by the operators that one call runs.
+
+    `kind` is that of the operators that most FLOPs go to; `bound` says what sets the pace, by FLOPs a byte of weights
+    and activations.
+    """
+
+    kind: Kind
+    bound: Literal["compute", "memory"]
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ModeCandidate:
+    """One mode in one precision: how many times faster than fp32 eager, or why it can't be kept."""
+
+    mode: str
+    precision: str
+    speedup: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class ModeChoice:
+    """What `mode=auto` kept: the fastest at `batch` of those that passed.
+
+    It was `measured` in this run, or is `known` from `num_runs` runs, the last of them at `last_run`. `traits` set
+    the order of trying; null where nothing was tried.
+    """
+
+    kept: str
+    precision: str
+    batch: int
+    evidence: Literal["known", "measured"]
+    num_runs: int
+    last_run: str | None
+    traits: Traits | None
+    candidates: list[ModeCandidate]
+
+
+@dataclass(frozen=True)
 class Memory:
     """Peak memory of the process and the device, and the size of the artifact."""
 
@@ -213,6 +256,7 @@ class Record:
     unsplittable: str | None = None
     evaluation: EvaluationInfo | None = None
     precision_choice: PrecisionChoice | None = None
+    mode_choice: ModeChoice | None = None
     memory: Memory | None = None
     monitor: dict[str, Any] | None = None
     result: list[dict[str, Any]] | None = None

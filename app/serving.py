@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from . import acquire, background, capturing, pipeline, planning
+from . import acquire, background, capturing, choose, pipeline, planning
 from .config import Settings
 from .context import Context, rungs_of
 from .errors import AppError, EagerAskedError, ExportError
@@ -66,13 +66,14 @@ def serve(context: Context, *, exporting: bool = False) -> Ladder:
     """
     record, settings = context.record, context.settings
     record.device, record.rung = context.device, EAGER
-    if settings.mode.engine == EAGER or COMPILED not in settings.fallback.rungs:
-        return context.on_ladder(None)
     try:
+        choose.resolve(context, choose.job_of(context))
+        if context.settings.mode.engine == EAGER or COMPILED not in settings.fallback.rungs:
+            return context.on_ladder(None)
         with acquire.opened(context) as store:
             return from_store(context, store, acquire.acquire(context, store))
     except EagerAskedError as error:
-        return by_eager(context, error)
+        return by_eager(context, error, settings)
     except AppError as error:
         if exporting and isinstance(error, ExportError):
             raise
@@ -99,12 +100,12 @@ def _tidy(context: Context) -> None:
         shutil.rmtree(context.folder, ignore_errors=True)
 
 
-def by_eager(context: Context, error: EagerAskedError) -> Ladder:
-    """Eager, and the artifact in its place once another process has made it."""
+def by_eager(context: Context, error: EagerAskedError, asked: Settings) -> Ladder:
+    """Eager, and the artifact that was asked for in its place once another process has made it."""
     context.step(step_down(error, context.settings.fallback))
     ladder = context.on_ladder(None)
     if (context.folder / background.FOLDER).is_dir():
-        swap_in(context.settings, context.folder / background.FOLDER, ladder)
+        swap_in(asked, context.folder / background.FOLDER, ladder)
     return ladder
 
 
@@ -127,6 +128,10 @@ def _swap_in(settings: Settings, folder: Path, ladder: Ladder) -> None:
     settings = replace(settings, cache=replace(settings.cache, on_miss="fail"))
     context = context_for(settings, folder)
     try:
+        choose.resolve(context, choose.job_of(context))
+        if context.settings.mode.engine == EAGER:
+            logger.info("background: eager serves, which is the fastest")
+            return
         with acquire.opened(context) as store:
             model = pipeline.ready(context, store, acquire.acquire(context, store), measuring=False)
     except AppError as error:

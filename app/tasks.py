@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import doctor, jobs, lookup, names, pipeline, profile
-from .acquire import explain, opened
+from . import choose, doctor, jobs, lookup, names, pipeline, profile
+from .acquire import opened
 from .context import Context
 from .errors import ConfigError, CorruptError, StoreError, SweepError, UnreadableError, UntrustedError
 from .files import replaced
@@ -280,7 +280,7 @@ WITHOUT_STORE: dict[str, Callable[[Context], Rows]] = {
     "profile": profile.profile,
 }
 WITH_STORE: dict[str, Callable[[Context, Store], Rows]] = {
-    "explain": explain,
+    "explain": choose.explain,
     "tune-buckets": tune_buckets,
     "cache.list": list_objects,
     "cache.show": show,

@@ -180,6 +180,14 @@ def test_nothing_raises_and_every_failure_is_logged_and_served(tmp_path, caplog,
     assert torch.equal(served(-torch.ones(2, 3)), -torch.ones(2, 3) - 1)
 
 
+def test_a_model_that_is_served_as_it_is_counts_its_calls(tmp_path):
+    compiler = app.IntegratedAOTCompiler(tmp_path / "store")
+    served = compiler.compile_model_aot(classifier(), None, "clf")
+    served(EXAMPLE)
+    assert served.get_execution_stats()["total_calls"] == 1
+    assert compiler.get_compilation_stats()["enhanced_features"]["models_with_graphs"] == 0
+
+
 def test_a_folder_that_can_not_be_written_is_served_by_eager(caplog):
     with caplog.at_level(logging.WARNING):
         served = app.AOTModelCompiler("/proc/nowhere").compile_model_aot(classifier(), EXAMPLE, "clf")

@@ -26,6 +26,7 @@ from app.config import (
     DimConfig,
     GraphsConfig,
     InputConfig,
+    ModeConfig,
     ModelConfig,
     Settings,
     factor,
@@ -223,6 +224,14 @@ def test_settings_survive_the_way_to_the_worker():
         ({"nonsense": 1}, ["nonsense", "valid: model, mode,", "debug"]),
         ({"measure": {"warm": 1}}, ["measure.warm", "valid: warmup, min_samples, max_samples, budget_s"]),
         ({"mode": {"engine": "tvm"}}, ["mode.engine='tvm'", "aoti, eager"]),
+        ({"mode": {"name": "auto"}}, ["auto.portfolio=[]", "modes of different names"]),
+        (
+            {"mode": {"name": "auto"}, "auto": {"portfolio": {"a": {"name": "auto"}}}},
+            ["auto.portfolio=['auto']", "none of them auto"],
+        ),
+        ({"auto": {"batch": 2000}}, ["auto.batch=2000", "1 to 1024"]),
+        ({"auto": {"evidence": "rumour"}}, ["auto.evidence='rumour'", "kept, measure"]),
+        ({"auto": {"budget_s": -1}}, ["auto.budget_s=-1", "zero or more"]),
         ({"precision": {"name": "fp8"}}, ["precision.name='fp8'", "fp32, bf16"]),
         ({"precision": {"floor": -1.0}}, ["precision.floor=-1.0", "zero or more"]),
         ({"precision": {"floor": math.nan}}, ["precision.floor=nan", "zero or more"]),
@@ -399,6 +408,9 @@ OTHERS = {
     "write": "experiment/a.yaml",
     "cache.file": "b.tar",
     "inductor": {"max_autotune": True},
+    "auto.portfolio": {"default": ModeConfig()},
+    "auto.batch": 2,
+    "auto.evidence": "measure",
     "kwargs": {"depth": 2},
 }
 # a program excludes a target, and a device is resolved first: both have tests of their own
@@ -541,3 +553,13 @@ def test_a_target_that_is_not_there_is_refused_by_name(target, said):
 def test_a_size_is_read_in_the_usual_units(text, size):
     assert config.size_in_bytes(text) == size
     assert CacheConfig(size_limit=text).size_limit_bytes == size
+
+
+def test_the_optuna_experiment_composes():
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'aot-app[optuna]'")
+    GlobalHydra.instance().clear()
+    composition.register()
+    with hydra.initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        found = hydra.compose("config", overrides=["experiment=optuna"], return_hydra_config=True)
+    assert found.hydra.sweeper._target_.endswith("OptunaSweeper")
+    assert found.hydra.sweeper.n_jobs == 1

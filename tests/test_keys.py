@@ -289,7 +289,7 @@ def test_digests_are_equal_in_fresh_processes_under_any_hash_seed():
 
 FRUGAL = (
     "keys", "lookup", "store", "dependencies", "environment", "config", "record", "fallback", "verdict", "monitor",
-    "monitor.export", "composed", "names", "data", "agreement", "chunks", "traffic",
+    "monitor.export", "composed", "names", "data", "agreement", "chunks", "traffic", "evidence", "choose",
 )  # fmt: skip
 
 

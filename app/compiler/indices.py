@@ -8,6 +8,7 @@ which raises. Sizes make indices too: a table of positions may end before a dime
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -54,16 +55,18 @@ def ranges(program: ExportedProgram, declared: frozenset[str] = frozenset()) -> 
 
 
 def try_largest(program: ExportedProgram, workload: Workload) -> None:
-    """Run the model at the largest size of each dimension, where it looks anything up; the batch numbers no rows.
+    """Run the model at the largest size of each dimension, where it looks anything up.
+
+    Of the batch only where the program counts its rows: for all others the largest would be run for nothing.
 
     Raises:
         IndexingError: it fails there.
     """
     if not _looks_up(program.graph_module):
         return
-    for dim in workload.dims.keys() - {BATCH}:
+    for dim in workload.dims.keys() - (set() if _counts_rows(program, workload) else {BATCH}):
         largest = workload.dims[dim].max
-        args, kwargs = workload.call(others={dim: largest})
+        args, kwargs = workload.call(largest) if dim == BATCH else workload.call(others={dim: largest})
         try:
             with torch.inference_mode():
                 workload.module(*args, **kwargs)
@@ -71,6 +74,21 @@ def try_largest(program: ExportedProgram, workload: Workload) -> None:
             raise IndexingError(
                 f"the model fails at {dim}={largest}, which its range allows: {error}; lower model.dims.{dim}.max"
             ) from error
+
+
+def _counts_rows(program: ExportedProgram, workload: Workload) -> bool:
+    """Whether `arange` is given what the batch size is part of."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    rows: set[Any] = set()
+    for name, item in zip(map(str, program.graph_signature.user_inputs), workload.inputs, strict=True):
+        if BATCH in item.shape:
+            rows |= _symbols(values[name].shape[item.shape.index(BATCH)])
+    counted = (node.meta["val"].shape for node in program.graph.nodes if _name_of(node) == "arange")
+    return any(_symbols(size) & rows for shape in counted for size in shape)
+
+
+def _symbols(size: int | torch.SymInt) -> set[Any]:
+    return set(size.node.expr.free_symbols) if isinstance(size, torch.SymInt) else set()
 
 
 def _looks_up(graph: torch.fx.GraphModule) -> bool:

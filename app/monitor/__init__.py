@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from .operation import Operation
 from .overhead import Costs, Event, Policy
@@ -209,34 +209,25 @@ os.register_at_fork(after_in_child=_after_fork)
 performance_monitor = SimplePerformanceMonitor()
 
 
-@overload
-def monitor_inference(name: F) -> F: ...
-@overload
-def monitor_inference(name: str | None = None) -> Callable[[F], F]: ...
-def monitor_inference(name: F | str | None = None) -> F | Callable[[F], F]:
-    """Time inferences, as `@monitor_inference`, or `@monitor_inference("name")` under a name of their own."""
-    return _decorated(name, "inference")
+class Decorator(Protocol):
+    """Stands bare, `@monitor_inference`, or with a name of one's own, `@monitor_inference("rank")`."""
+
+    @overload
+    def __call__(self, name: F) -> F: ...
+    @overload
+    def __call__(self, name: str | None = None) -> Callable[[F], F]: ...
 
 
-@overload
-def monitor_compilation(name: F) -> F: ...
-@overload
-def monitor_compilation(name: str | None = None) -> Callable[[F], F]: ...
-def monitor_compilation(name: F | str | None = None) -> F | Callable[[F], F]:
-    """Time compilations, in the same two ways."""
-    return _decorated(name, "compilation")
+def _decorator(default: str) -> Decorator:
+    def decorate(name: Any = None) -> Any:
+        if name is None or isinstance(name, str):
+            return performance_monitor.monitor(name or default)
+        return performance_monitor.monitor(default)(name)
+
+    decorate.__doc__ = f"Time what is decorated as `{default}`, or under the name that is given."
+    return decorate
 
 
-@overload
-def monitor_evaluation(name: F) -> F: ...
-@overload
-def monitor_evaluation(name: str | None = None) -> Callable[[F], F]: ...
-def monitor_evaluation(name: F | str | None = None) -> F | Callable[[F], F]:
-    """Time evaluations, in the same two ways."""
-    return _decorated(name, "evaluation")
-
-
-def _decorated(name: F | str | None, default: str) -> F | Callable[[F], F]:
-    if name is None or isinstance(name, str):
-        return performance_monitor.monitor(name or default)
-    return performance_monitor.monitor(default)(name)
+monitor_inference, monitor_compilation, monitor_evaluation = map(
+    _decorator, ("inference", "compilation", "evaluation")
+)

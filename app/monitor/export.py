@@ -36,12 +36,7 @@ def to_prometheus(monitor: SimplePerformanceMonitor) -> str:
         ]
     for name, kind, text, value in (
         ("errors_total", "counter", "Calls that raised.", "error_count"),
-        (
-            "sampled_one_in",
-            "gauge",
-            "One call in how many is timed.",
-            "sampled_one_in",
-        ),
+        ("sampled_one_in", "gauge", "One call in how many is timed.", "sampled_one_in"),
         ("stopped", "gauge", "1 where calls are no longer counted.", "stopped"),
     ):
         lines += [f"# HELP {PREFIX}_{name} {text}", f"# TYPE {PREFIX}_{name} {kind}"]

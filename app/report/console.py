@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ..record import CacheInfo, PrecisionChoice, Record, VerifyInfo
+    from ..record import CacheInfo, ModeChoice, PrecisionChoice, Record, VerifyInfo
 
 PERCENTILES = ("p50", "p90", "p99")
 # Which percentiles, and whether the speed-up's interval, from rich to poor: the first that fits is shown.
@@ -241,12 +241,29 @@ def _notes(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def _serving(record: Record) -> Iterator[tuple[str, str]]:
+    if record.mode_choice:
+        yield "mode", _mode(record.mode_choice)
     if record.precision_choice:
         yield "precision", _precision(record.precision_choice)
     if record.rung:
         yield "rung", _rungs(record.rung, record.rungs or {})
     for step in record.fallbacks:
         yield "fallback", f"{step.from_} -> {step.to} at {step.stage}: {step.reason}"
+
+
+def _mode(choice: ModeChoice) -> str:
+    both = len({each.precision for each in choice.candidates}) > 1
+    others, pays = [], (choice.kept, choice.precision) != ("eager", "fp32")
+    for each in choice.candidates:
+        name = f"{each.mode} in {each.precision}" if both else each.mode
+        if (each.mode, each.precision) == (choice.kept, choice.precision):
+            speed = f"{figure(each.speedup)}x eager" if pays else "no compiled one is faster"
+            kept = f"{name}, {speed} at batch {choice.batch}"
+        else:
+            others.append(f"{name} {each.reason or f'{figure(each.speedup)}x'}")
+    runs = f"from {choice.num_runs} verified run{'' if choice.num_runs == 1 else 's'}"
+    when = "measured now" if choice.evidence == "measured" else f"{runs}, the last of {(choice.last_run or '')[:10]}"
+    return f"auto: {kept}, {when} ({'; '.join(others)})"
 
 
 def _precision(choice: PrecisionChoice) -> str:

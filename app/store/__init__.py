@@ -7,6 +7,7 @@
     pins/<kind>-<digest>   what never leaves
     aliases/<name>.json    settings by name
     plans/<object>-<machine>.json    latencies that batch plans are made of
+    evidence/<request>-<machine>.json    what verified runs measured of a request
     quarantine/<digest>-<n>/{object, reason.txt}
     tmp/<random>/{files, lock}   what is being written; one whose lock is free was abandoned, and is swept
     scratch/               for others
@@ -382,7 +383,7 @@ class Store:
     def _prepare(self) -> None:
         locks = (f"locks/{level}" for level in (*LOCK_LEVELS, "commit"))
         try:
-            for name in (*KINDS, *locks, "aliases", "plans", "pins", "tmp", "quarantine", "scratch"):
+            for name in (*KINDS, *locks, "aliases", "plans", "evidence", "pins", "tmp", "quarantine", "scratch"):
                 _make_private(self.root / name)
             # Tried, since permission bits don't tell of a read-only mount.
             tempfile.TemporaryFile(dir=self.root / "tmp").close()

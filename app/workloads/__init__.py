@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,10 +92,16 @@ class AtPrecision(nn.Module):
         self.module = copy.deepcopy(module).to(dtype)
         self.dtype = dtype
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module gives, computed in `dtype`."""
-        args, kwargs = pytree.tree_map_only(torch.Tensor, self._cast_in, (args, kwargs))
-        return pytree.tree_map_only(torch.Tensor, self._cast_out, self.module(*args, **kwargs))
+    @property
+    def forward(self) -> Callable[..., Any]:  # type: ignore[override] # torch declares an attribute; nobody assigns it
+        """What the module gives, computed in `dtype`; with its signature, by which torch.export names inputs."""
+
+        @functools.wraps(self.module.forward)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, self._cast_in, (args, kwargs))
+            return pytree.tree_map_only(torch.Tensor, self._cast_out, self.module(*args, **kwargs))
+
+        return run
 
     def _cast_in(self, value: torch.Tensor) -> torch.Tensor:
         return value.to(self.dtype) if value.dtype == torch.float32 else value

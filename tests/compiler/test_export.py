@@ -9,7 +9,7 @@ from torch import nn
 from app.compiler.export import export
 from app.config import DimConfig
 from app.errors import ExportError
-from app.workloads import Workload
+from app.workloads import Workload, at_precision
 from app.workloads.inputs import TensorInput
 
 
@@ -68,3 +68,17 @@ def test_what_a_model_changes_of_its_own_making_is_its_own():
         return made.add_(1)
 
     assert exported(function).spec.unpaddable == {}
+
+
+class Pair(nn.Module):
+    def forward(self, x, *, scale=None):
+        return x * scale
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_inputs_that_are_passed_by_keyword_are_dynamic_in_any_precision(precision):
+    inputs = (TensorInput("x", ("batch", 6), "float32", True), TensorInput("scale", ("batch", 6), "float32", True))
+    workload = Workload(Pair().eval(), inputs, {"batch": DimConfig()}, "cpu")
+    found = export(workload, at_precision(workload.module, precision))
+    assert [str(name) for name in found.program.graph_signature.user_inputs] == ["x", "scale"]
+    assert found.spec.out_axes["batch"] == (0,)

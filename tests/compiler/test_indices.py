@@ -153,3 +153,25 @@ def test_a_table_that_ends_before_a_dimension_does_is_found(largest, forward):
     else:
         try_largest(program, workload)
     assert asked == ([largest] if forward != "none" else [])
+
+
+@pytest.mark.parametrize(("largest", "rows"), [(4, 2), (5, 2), (9, 0)])
+def test_a_table_that_ends_before_the_batch_does_is_found(largest, rows):
+    asked = []
+
+    def forward(model, x):
+        asked.append(x.shape[0])
+        places = torch.arange(x.shape[0] * rows) if rows else torch.arange(x.shape[1])
+        return x.sum() + model.large(places).sum() + x.view(x.shape[0] * 4)
+
+    model = Looked(forward).eval()
+    dims = {"batch": DimConfig(max=largest, example=2)}
+    workload = Workload(model, (TensorInput("x", ("batch", 4), "float32"),), dims, "cpu")
+    program = export(workload, model).program
+    del asked[:]
+    if largest == 5:
+        with pytest.raises(IndexingError, match=r"fails at batch=5, .*lower model\.dims\.batch\.max"):
+            try_largest(program, workload)
+    else:
+        try_largest(program, workload)
+    assert asked == ([largest] if rows else [])

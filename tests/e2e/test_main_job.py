@@ -14,6 +14,7 @@ NULL_ALWAYS = {
     "result": "what other tasks find",
     "evaluation": "of task=evaluate",
     "precision_choice": "of precision=auto",
+    "mode_choice": "of mode=auto",
     "speedup_same_precision": "fp32 is eager's own precision",
     "memory.device_peak_bytes": "a CPU has no memory of its own",
 }

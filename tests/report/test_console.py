@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from app.measure.statistics import Latency
-from app.record import CacheInfo, Fallback, Record, RunError, VerifyCase, VerifyInfo
+from app.record import CacheInfo, Fallback, ModeCandidate, ModeChoice, Record, RunError, VerifyCase, VerifyInfo
 from app.report.console import figure, render
 
 BATCHES = ("1", "2", "4", "16")
@@ -237,3 +237,30 @@ def test_one_row_is_a_list_with_what_is_nested_beneath_its_name() -> None:
         "  misses         rates.py 2",
         "  seconds saved  9.00",
     ]
+
+
+@pytest.mark.parametrize(
+    ("choice", "line"),
+    [
+        (
+            {},
+            "auto: tuned, 1.31x eager at batch 8, from 3 verified runs, the last of 2026-11-24 (plain refused; eager 1.00x)",
+        ),
+        ({"evidence": "measured"}, "auto: tuned, 1.31x eager at batch 8, measured now (plain refused; eager 1.00x)"),
+        (
+            {"kept": "eager", "num_runs": 1},
+            "auto: eager, no compiled one is faster at batch 8, from 1 verified run, the last of 2026-11-24 (tuned 0.900x; plain refused)",
+        ),
+    ],
+)
+def test_a_chosen_mode_is_said_with_its_evidence(choice, line) -> None:
+    candidates = [
+        ModeCandidate("tuned", "fp32", 0.9 if "kept" in choice else 1.31, None),
+        ModeCandidate("plain", "fp32", None, "refused"),
+        ModeCandidate("eager", "fp32", 1.0, None),
+    ]
+    found = {"kept": "tuned", "evidence": "known", "num_runs": 3, **choice}
+    made = ModeChoice(
+        precision="fp32", batch=8, last_run="2026-11-24T10:00:00+00:00", traits=None, candidates=candidates, **found
+    )
+    assert f"mode {line} rung" in joined(dataclasses.replace(RECORD, mode_choice=made))

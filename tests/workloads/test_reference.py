@@ -98,14 +98,15 @@ def test_the_seed_alone_decides_the_weights_and_leaves_the_callers_generator_alo
     assert torch.equal(torch.cat([value.flatten() for value in reference.linear().parameters()]), first)
 
 
-def test_bf16_casts_in_and_out_and_leaves_the_model_alone():
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_a_precision_casts_in_and_out_and_leaves_the_model_alone(name, dtype):
     from app.workloads import at_precision
 
     module = nn.Linear(4, 2)
-    half = at_precision(module, "bf16")
+    half = at_precision(module, name)
     x = torch.rand(3, 4)
     assert half(x).dtype == torch.float32
-    assert torch.equal(half(x), nn.Linear.forward(half.module, x.bfloat16()).float())
-    assert half.module.weight.dtype == torch.bfloat16
+    assert torch.equal(half(x), nn.Linear.forward(half.module, x.to(dtype)).float())
+    assert half.module.weight.dtype == dtype
     assert module.weight.dtype == torch.float32
     assert at_precision(module, "fp32") is module

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from app import choose_precision, pipeline
-from app.choose_precision import resolve
+from app import pipeline
+from app.choose import resolve
 from app.config import FLOORS
-from app.errors import ConfigError, ExportError
+from app.errors import ConfigError
 from app.evaluate import prepare
 from app.keys import request_key
 
@@ -99,21 +99,6 @@ def test_a_slower_one_is_not_kept(context, monkeypatch):
 
     paced.SLEEP.update({torch.float32: 0.0, torch.bfloat16: 0.04})
     assert kept(asked)[0].kept == "fp32"
-
-
-def test_one_that_does_not_compile_is_named_and_left_out(context, monkeypatch, tmp_path):
-    asked = context("mode=default", "precision.floor=0.1", f"cache.dir={tmp_path}/store")
-
-    def acquired(inner, store):
-        if inner.settings.precision.name != "fp32":
-            raise ExportError("no such luck")
-        return inner
-
-    monkeypatch.setattr(choose_precision, "acquire", acquired)
-    monkeypatch.setattr(choose_precision, "load", lambda inner, _: inner.workload.module)
-    choice, tried = kept(asked)
-    assert (choice.kept, tried["bf16"].reason) == ("fp32", "no such luck")
-    assert (asked.folder / "precision" / "bf16").is_dir()
 
 
 def test_the_key_holds_what_was_resolved(context):
