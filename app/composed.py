@@ -22,7 +22,7 @@ from .store.trust import check_place
 logger = logging.getLogger(__name__)
 
 # What conf/ reads of the environment; a test compares.
-ENVIRONMENT = ("APP_CACHE_REMOTE", "HOME", "XDG_CACHE_HOME")
+ENVIRONMENT = ("APP_CACHE_REMOTE", "HOME", "MLFLOW_TRACKING_URI", "XDG_CACHE_HOME")
 
 
 def conf_dir() -> Path:

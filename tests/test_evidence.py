@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.config import ModeConfig
+from app.config import FLOORS, ModeConfig
 from app.evidence import EAGER, FOLDER, MOST_RUNS, Candidate, Evidence, Profile, Question, Run, best, candidates
 from app.keys import request_key
 from app.record import PrecisionCandidate, Traits
@@ -69,10 +69,10 @@ def test_what_a_budget_left_out_is_tried_with_a_larger_one():
 # The candidates
 
 
-def test_auto_stands_for_the_portfolio_in_both_precisions(compose_settings):
+def test_auto_stands_for_the_portfolio_in_each_precision(compose_settings):
     found = candidates(compose_settings(["model=linear", "mode=auto", "precision=auto"]), "cpu")
     modes = ("max-autotune", "default", "eager")
-    assert set(found) == {f"{mode}/{precision}" for mode in modes for precision in ("fp32", "bf16")}
+    assert set(found) == {f"{mode}/{precision}" for mode in modes for precision in FLOORS}
     assert set(candidates(compose_settings(["model=linear", "mode=auto"]), "cpu")) == {
         f"{mode}/fp32" for mode in modes
     }
