@@ -75,6 +75,8 @@ def _guarded() -> int:
             return _fleet[0].finish(code)
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return _complain(ConfigError.exit_code, ConfigError.stage, explain_composition(error))
+    except AppError as error:
+        return _complain(error.exit_code, error.stage, error.message)
     except OSError as error:
         return _complain(OutputError.exit_code, OutputError.stage, f"the run directory can't be written: {error}")
     except KeyboardInterrupt:

@@ -90,7 +90,7 @@ def folder_for(root: str, fresh: str, resume: str) -> str:
         if not (Path(resume) / STATE).is_file():
             raise ConfigError(f"sweep.resume={resume!r} holds no {STATE}: name a sweep's folder, {AUTO} or {NEVER}")
         return resume
-    known = Path(root).glob(f"**/{STATE}") if resume == AUTO else []
+    known = Path(root).glob(f"*/*/{STATE}") if resume == AUTO else []
     mine = _identity(sys.argv)
     for path in sorted(known, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
