@@ -73,12 +73,8 @@ def _guarded() -> int:
             return sweep.run(_planned)
         if _fleet:
             return _fleet[0].finish(code)
-    except (HydraException, OmegaConfBaseException, ConfigError) as error:
-        return _complain(ConfigError.exit_code, ConfigError.stage, explain_composition(error))
-    except AppError as error:
-        return _complain(error.exit_code, error.stage, error.message)
-    except OSError as error:
-        return _complain(OutputError.exit_code, OutputError.stage, f"the run directory can't be written: {error}")
+    except (HydraException, OmegaConfBaseException, AppError, OSError) as error:
+        return _complain(*_told(error))
     except KeyboardInterrupt:
         return INTERRUPTED
     return _codes[0] if _codes else 0
@@ -184,6 +180,15 @@ def _plan(config: DictConfig, hydra_config: HydraConf) -> Planned:
     options = sweep_options(config)
     job = Job(num, folder, overrides, arguments, options.timeout_s, hydra_config.runtime.cwd)
     return Planned(job, Path(hydra_config.sweep.dir).absolute(), options, resolved, settings)
+
+
+def _told(error: Exception) -> tuple[int, str, str]:
+    """Exit code, stage and words for what went wrong outside of any job."""
+    if isinstance(error, AppError):
+        return error.exit_code, error.stage, error.message
+    if isinstance(error, OSError):
+        return OutputError.exit_code, OutputError.stage, f"the run directory can't be written: {error}"
+    return ConfigError.exit_code, ConfigError.stage, explain_composition(error)
 
 
 def _complain(code: int, stage: str, text: str) -> int:

@@ -84,14 +84,16 @@ def folder_for(root: str, fresh: str, resume: str) -> str:
     """Where a sweep writes: its own newest folder that is not complete, or a fresh one; see `sweep.resume`.
 
     Raises:
-        ConfigError: `sweep.resume` names a folder that holds no sweep.
+        ConfigError: `sweep.resume` names a folder that holds no sweep, or another command's.
     """
+    mine = _identity(sys.argv)
     if resume not in {AUTO, NEVER}:
         if not (Path(resume) / STATE).is_file():
             raise ConfigError(f"sweep.resume={resume!r} holds no {STATE}: name a sweep's folder, {AUTO} or {NEVER}")
+        if _identity((theirs := State.load(Path(resume))).command) != mine:
+            raise ConfigError(f"sweep.resume={resume!r} is of another command: {shlex.join(theirs.command[1:])}")
         return resume
     known = Path(root).glob(f"*/*/{STATE}") if resume == AUTO else []
-    mine = _identity(sys.argv)
     for path in sorted(known, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             state = State.load(path.parent)
@@ -103,8 +105,8 @@ def folder_for(root: str, fresh: str, resume: str) -> str:
 
 
 def _identity(command: Sequence[str]) -> list[str]:
-    """The command without what only says how to go on."""
-    return sorted(word for word in command[1:] if not word.startswith("sweep.resume="))
+    """The command without what only says how its jobs are run."""
+    return sorted(word for word in command[1:] if not word.startswith("sweep."))
 
 
 def _is_held(folder: Path) -> bool:
@@ -200,6 +202,8 @@ def _run(
         with progress:
             if config.compile_first and times:
                 failed = _compile(left, cores, progress)
+                if config.fail_fast and failed:
+                    return FAILED
                 left = [each for each in left if each.job.num not in failed]
             running = jobs.run([each.job for each in left], workers=1 if times else cores, on_start=progress.started)
             for job, record in running:

@@ -247,6 +247,15 @@ def test_a_sweep_that_another_process_works_on_is_left_alone(known):
     assert Path(folder_for("multirun", "fresh", "auto")).resolve() == folder
 
 
+def test_a_folder_may_be_named_unless_it_is_of_another_command(known, monkeypatch):
+    folder, _ = known
+    monkeypatch.setattr(sys, "argv", ["app", "-m", "model=cnn", f"sweep.resume={folder}", "sweep.timeout_s=9"])
+    assert folder_for("multirun", "fresh", str(folder)) == str(folder)
+    monkeypatch.setattr(sys, "argv", ["app", "-m", "model=linear", f"sweep.resume={folder}"])
+    with pytest.raises(ConfigError, match="of another command: -m model=cnn"):
+        folder_for("multirun", "fresh", str(folder))
+
+
 def test_a_folder_that_holds_no_sweep_can_not_be_named(tmp_path):
     with pytest.raises(ConfigError, match=r"sweep\.resume='.*' holds no sweep\.json"):
         folder_for("multirun", "fresh", str(tmp_path))
