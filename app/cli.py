@@ -184,11 +184,11 @@ def _plan(config: DictConfig, hydra_config: HydraConf) -> Planned:
 
 def _told(error: Exception) -> tuple[int, str, str]:
     """Exit code, stage and words for what went wrong outside of any job."""
+    if isinstance(error, HydraException | OmegaConfBaseException):  # some of Hydra's are an OSError too
+        return ConfigError.exit_code, ConfigError.stage, explain_composition(error)
     if isinstance(error, AppError):
         return error.exit_code, error.stage, error.message
-    if isinstance(error, OSError):
-        return OutputError.exit_code, OutputError.stage, f"the run directory can't be written: {error}"
-    return ConfigError.exit_code, ConfigError.stage, explain_composition(error)
+    return OutputError.exit_code, OutputError.stage, f"the run directory can't be written: {error}"
 
 
 def _complain(code: int, stage: str, text: str) -> int:

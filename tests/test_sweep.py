@@ -137,7 +137,7 @@ def test_a_killed_sweep_takes_its_jobs_with_it_and_goes_on_where_it_was(project)
     process.kill()
     process.communicate()
     time.sleep(0.5)
-    assert not processes_with("app.jobs")
+    assert not processes_with(str(project))
     (folder,) = sweeps(project)
     first = (folder / "0" / "record.json").read_bytes()
 
@@ -165,7 +165,7 @@ def test_a_stopped_sweep_leaves_its_summary_and_says_how_to_go_on(project, numbe
     assert "python -m app --config-dir=conf -m" in err
     summary = json.loads((folder / "summary.json").read_text())
     assert next(row["status"] for row in summary["rows"]) == "ok"
-    assert not processes_with("app.jobs")
+    assert not processes_with(str(project))
 
 
 def test_fail_fast_stops_at_the_first_failure(project):
