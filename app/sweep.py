@@ -180,7 +180,7 @@ def good_record(planned: Planned) -> Record | None:
         return record
     try:
         root, request = Path(settings.cache.dir).expanduser(), request_key(settings, resolve_device(settings.device))
-        with lookup.open_store(settings.cache, root, readonly=True) as store:
+        with lookup.open_store(settings.cache, root, readonly=settings.cache.readonly) as store:
             found = lookup.find(store, request, named_files(settings))
     except AppError:
         return None

@@ -196,6 +196,10 @@ def test_what_a_resumed_job_would_do_differently_is_done_again(project):
     (project / "fated.py").write_text(MODEL.replace("16, 4", "16, 4, bias=False"))
     assert "1 of 2 jobs are done" in again()
     assert [record["status"] for record in records(folder).values()] == ["ok"] * 2
+    (project / "fated.py").write_text(MODEL.replace("16, 4", "16, 4, bias=False") + "# a comment\n")
+    assert "1 of 2 jobs are done" in again()  # found by its program, which writes a new entry
+    assert records(folder)[1]["cache"]["outcome"] == "direct-hit"
+    assert "2 of 2 jobs are done" in again()
     assert sweeps(project) == [folder]
 
 
