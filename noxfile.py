@@ -113,6 +113,13 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Look at the summary's page in the system's Chromium, which the test names where it is missing."""
+    session.install("-e", ".", *group("test", "browser"))
+    session.run("python", "-m", "pytest", "tests/report/test_page.py", *session.posargs)
+
+
+@nox.session
 def slurm(session: nox.Session) -> None:
     """Run a sweep on a SLURM of two node daemons, unpacked from Debian's packages into the session's folder."""
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from app.config import FLOORS
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TINY = """
@@ -123,7 +125,7 @@ def test_both_may_be_auto_and_what_does_not_compile_is_named(run, module_file):
         failed = {(each["mode"], each["precision"]) for each in choice["candidates"] if each["reason"]}
         assert failed == {("max-autotune", "bf16"), ("default", "bf16")}
         assert all("no such luck" in each["reason"] for each in choice["candidates"] if each["reason"])
-        assert {each["precision"] for each in precision["candidates"]} == {"fp32", "bf16"}
+        assert {each["precision"] for each in precision["candidates"]} == set(FLOORS)
 
 
 def test_where_nothing_compiles_the_policy_says_what_becomes_of_it(run, module_file):
