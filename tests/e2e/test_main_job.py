@@ -10,6 +10,8 @@ SIZES = {"1", "2", "4", "8"}
 # Fields of the record that stay null, each for its reason; all the others are filled.
 NULL_ALWAYS = {
     "error": "nothing failed",
+    "stage": "of a run that is under way",
+    "tuned": "of graphs=auto",
     "unsplittable": "rows are independent",
     "result": "what other tasks find",
     "evaluation": "of task=evaluate",
