@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import pytest
 
 from app.composed import conf_dir
+from app.findings import EXTRAS
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_composes_into_settings(compose_settings, experiment):
+    if (plugin := EXTRAS.get(experiment)) is not None and not any(metadata.distributions(name=plugin)):
+        pytest.skip(f"{plugin} is not installed: pip install 'aot-app[{experiment}]'")
     settings = compose_settings([f"experiment={experiment}"])
     assert settings != compose_settings([])
 
