@@ -56,8 +56,10 @@ def replaced(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     Raises:
         OutputError: it can't be written.
     """
+    if not path.name or "\0" in str(path):
+        raise OutputError(f"can't write {str(path)!r}: that names no file")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     try:
-        beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
         try:
             with beside.open("wb") as file:
                 yield file
@@ -68,8 +70,8 @@ def replaced(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         finally:
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte, or without a last part
-        raise OutputError(f"can't write {path}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
