@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from . import background, capturing, dependencies, lookup, names
 from .compiler import Compiled, compile_in_worker
-from .config import BATCH
 from .context import COMPILE_LOG, Context
 from .errors import AppError, EagerAskedError, MissError, StoreError, VerifyError
 from .fallback import jit_stages, step_to_jit
@@ -22,7 +21,7 @@ from .monitor import performance_monitor
 from .record import CacheInfo, KeyInfo, Memory, Outcome, now
 from .store import LockTimeout, Store
 from .tier import Tier
-from .verdict import Case, plan, refusal, summarise
+from .verdict import Case, refusal, summarise
 
 if TYPE_CHECKING:
     from .runtime.jit import JitModel
@@ -122,7 +121,8 @@ def load(context: Context, found: Found) -> CompiledModel | JitModel:
     from .runtime.aoti import OPERATORS
     from .runtime.model import LIBRARY
     from .runtime.model import load as load_model
-    from .runtime.spec import CallSpec, load_treespec
+    from .runtime.spec import CallSpec
+    from .runtime.tensors import load_treespec
 
     with context.phases("import"):
         load_treespec(CallSpec.from_json(content["spec"]))  # what defines the output's classes may be large
@@ -301,7 +301,7 @@ def _publish(context: Context, store: Store, request: Key, made: Compiled, secon
             requests=[{"request": request.digest, "entry": entry}] if named else [],
         )
     elif made.cases:
-        store.note(_note(made.object, made.weights), made.cases)
+        store.note(lookup.verified_note(made.object, made.weights), made.cases)
     if named:
         lookup.remember(store, request, entry, context.settings.model.name)
     return entry
@@ -309,14 +309,8 @@ def _publish(context: Context, store: Store, request: Key, made: Compiled, secon
 
 def _check_verified(context: Context, store: Store, found: Found) -> None:
     """Judge the recorded figures by this run's tolerances, and verify the batch sizes that they lack."""
-    settings, manifest = context.settings, found.artifact.manifest
-    weights = found.weights.digest if found.weights else None
-    recorded = list(store.noted(_note(manifest.digest, weights)) or [])
-    if manifest.verified["weights"] == weights:
-        recorded += manifest.verified["cases"]
-    cases = {(case.batch, case.seed): case for case in map(Case.from_json, recorded)}
-    wanted = plan(settings.graphs.batch_sizes, settings.verify.seeds, manifest.content["spec"]["dims"].get(BATCH))
-    missing = [pair for pair in wanted if pair not in cases]
+    settings = context.settings
+    cases, missing = lookup.verified(store, found, settings)
     if missing:
         model = load(context, found)
         judge = context.judge
@@ -324,7 +318,7 @@ def _check_verified(context: Context, store: Store, found: Found) -> None:
             cases |= {(size, seed): judge.case(model, size, seed) for size, seed in missing}
     demand(context, store, found, list(cases.values()))
     if missing and not store.readonly:
-        store.note(_note(manifest.digest, weights), [case.to_json() for case in cases.values()])
+        store.note(lookup.verified_note(*found.digests), [case.to_json() for case in cases.values()])
 
 
 def demand(context: Context, store: Store, found: Found, cases: Sequence[Case]) -> None:
@@ -347,7 +341,3 @@ def demand(context: Context, store: Store, found: Found, cases: Sequence[Case]) 
         if found.weights is not None:  # either may be the wrong one, and both are made again
             store.quarantine("weights", found.weights.digest, f"verification: {why}")
     raise VerifyError(why)
-
-
-def _note(digest: str, weights: str | None) -> str:
-    return f"verified/{digest}/{weights or 'frozen'}"

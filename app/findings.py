@@ -127,10 +127,11 @@ def torch_version(_: Context) -> Finding:
 
 def loaders(context: Context) -> Finding:
     """Torch's private loaders, which are looked for by name."""
-    from .runtime import aoti, container
+    from .runtime.aoti import loader_class
+    from .runtime.tensors import TensorHandles
 
-    name = aoti.loader_class(context.device).__name__
-    handles = "the C interface" if container.has_handles() else "no C interface: calls hold the GIL"
+    name = loader_class(context.device).__name__
+    handles = "the C interface" if TensorHandles.exist() else "no C interface: calls hold the GIL"
     return Finding("loaders", True, f"{name}, {handles}")
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from . import dependencies, environment
-from .config import CacheConfig
+from .config import BATCH, CacheConfig, Settings
 from .keys import Key
 from .record import Outcome
 from .store import Artifact, Corrupt, Hit, Miss, Store, Trust
+from .verdict import Case, plan
 
 _RECENT = "recent"
 ANSWERS = "answers"
@@ -28,6 +29,11 @@ class Found:
     outcome: Outcome
     artifact: Artifact
     weights: Artifact | None
+
+    @property
+    def digests(self) -> tuple[str, str | None]:
+        """Of the artifact, and of its external weights."""
+        return self.artifact.digest, self.weights.digest if self.weights else None
 
     @property
     def size_bytes(self) -> int:
@@ -115,6 +121,24 @@ def open_objects(
     if (why := environment.lacks(opened["objects"].manifest.factors["target"])) is not None:
         return NotFound([f"the artifact can't run here: {why}"])
     return Found(outcome, opened["objects"], opened.get("weights"))
+
+
+def verified(
+    store: Store, found: Found, settings: Settings
+) -> tuple[dict[tuple[int, int], Case], list[tuple[int, int]]]:
+    """The recorded figures of an artifact's verification, by batch size and seed; and those that a run lacks."""
+    manifest, (digest, weights) = found.artifact.manifest, found.digests
+    recorded = list(store.noted(verified_note(digest, weights)) or [])
+    if manifest.verified["weights"] == weights:
+        recorded += manifest.verified["cases"]
+    cases = {(case.batch, case.seed): case for case in map(Case.from_json, recorded)}
+    wanted = plan(settings.graphs.batch_sizes, settings.verify.seeds, manifest.content["spec"]["dims"].get(BATCH))
+    return cases, [pair for pair in wanted if pair not in cases]
+
+
+def verified_note(digest: str, weights: str | None) -> str:
+    """The name under which a store notes what was verified of an artifact after it was published."""
+    return f"verified/{digest}/{weights or 'frozen'}"
 
 
 def objects_of(entry: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import environment
-from .config import BATCH
-from .context import Context
+from .config import BATCH, Settings
 from .errors import StoreError
 from .keys import digest
 from .lookup import Found
@@ -24,6 +23,7 @@ from .store import Store
 from .store.trust import pack, unpack
 
 if TYPE_CHECKING:
+    from .context import Context
     from .runtime.jit import JitModel
     from .runtime.model import CompiledModel
     from .runtime.plans import Latencies
@@ -87,7 +87,7 @@ def settle(
     context.record.unsplittable = model.unpaddable.get(BATCH)
     if graphs.plan == "off" or BATCH in model.unpaddable:
         return None
-    known = kept(context, store, found) if graphs.plan == "kept" or not measuring else None
+    known = kept(store, _subject(context, found)) if graphs.plan == "kept" or not measuring else None
     captured = [list(size) for size in model.captured]
     if known is None or known.captured != captured or list(known.latencies) != model.others:
         if not measuring:
@@ -101,9 +101,13 @@ def settle(
     return known
 
 
-def kept(context: Context, store: Store, found: Found) -> Timed | None:
+def kept_for(context: Context, store: Store, found: Found) -> Timed | None:
+    """What `kept` finds for a run."""
+    return kept(store, _subject(context, found))
+
+
+def kept(store: Store, subject: dict[str, Any]) -> Timed | None:
     """What an earlier run measured of the artifact, at these batch sizes on such a machine; None where none did."""
-    subject = _subject(context, found)
     document = store.document(FOLDER, _name(subject))
     if document is None:
         return None
@@ -118,21 +122,26 @@ def kept(context: Context, store: Store, found: Found) -> Timed | None:
 
 
 def _subject(context: Context, found: Found) -> dict[str, Any]:
-    """What latencies are true of: the artifact, its buckets, and the machine as far as it sets the pace."""
     context.import_torch()
     import torch
 
-    graphs = context.settings.graphs
+    gpu = torch.cuda.get_device_name(context.device) if context.device != "cpu" else None
+    return subject(context.settings, found, context.device, torch.get_num_threads(), gpu)
+
+
+def subject(settings: Settings, found: Found, device: str, threads: int, gpu: str | None = None) -> dict[str, Any]:
+    """What latencies are true of: the artifact, its buckets, and the machine as far as it sets the pace."""
+    graphs = settings.graphs
     return {
         "type": "plan",
         "object": found.artifact.digest,
         "buckets": sorted(graphs.batch_sizes),
         "others": {dim: sorted(sizes) for dim, sizes in graphs.buckets.items()},
         "graphs": [graphs.enabled, graphs.outputs, graphs.max_graphs, graphs.memory_limit],
-        "device": context.device,
+        "device": device,
         "cpu": environment.cpu_name(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(context.device) if context.device != "cpu" else None,
+        "threads": threads,
+        "gpu": gpu,
         "machine": platform.machine(),
     }
 

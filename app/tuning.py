@@ -83,7 +83,7 @@ def _timed(context: Context, store: Store, histogram: Mapping[int, int]) -> Time
     context.settings = _with(unnamed, [size for size in grid if low <= size <= largest])
     try:
         found = acquire.acquire(context, store)
-        known = planning.kept(context, store, found) if before.graphs.plan == "kept" else None
+        known = planning.kept_for(context, store, found) if before.graphs.plan == "kept" else None
         if known is None or bool(known.captured) != capturing.wanted(context):
             from .runtime.model import CompiledModel
 

@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 
 from .config import BATCH
 from .monitor import performance_monitor
-from .runtime.batches import widen
 from .runtime.spec import CallSpec
+from .runtime.tensors import widen
 from .verdict import Case
 from .workloads import Workload
 

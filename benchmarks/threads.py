@@ -38,6 +38,7 @@ from app.keys import request_key
 from app.runtime.aoti import AotiRunner
 from app.runtime.model import LIBRARY, CompiledModel, load
 from app.runtime.spec import CallSpec
+from app.runtime.tensors import TensorBoundary
 from app.store import Store
 from app.workloads import reference
 
@@ -91,8 +92,7 @@ def prepare(folder: Path) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
         "C interface": load(place, content, "cpu", num_runners=2),
         "binding": CompiledModel(
             AotiRunner(place / LIBRARY, "cpu", num_runners=2, binding=True),
-            CallSpec.from_json(content["spec"]),
-            "cpu",
+            TensorBoundary(CallSpec.from_json(content["spec"]), "cpu"),
         ),
         "eager": reference.linear().eval(),
     }

@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 from ..config import BATCH
 from ..errors import ExportError
-from ..runtime.spec import CallSpec, InputSpec, register_namedtuple
+from ..runtime.spec import CallSpec, InputSpec
+from ..runtime.tensors import register_namedtuple
 from ..workloads import Workload
 from . import indices
 

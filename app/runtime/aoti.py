@@ -17,6 +17,7 @@ import torch
 
 from ..errors import LoadError
 from .container import Container, functions_of
+from .tensors import TensorHandles
 
 # Beside a library: the operators that it calls by name, through torch's dispatcher. Only torch's class reads it.
 OPERATORS = ".json"
@@ -70,10 +71,15 @@ class AotiRunner:
     def _loaded(self, library: Path, device: str, num_runners: int, single_threaded: bool, binding: bool) -> Run:
         plain = not library.with_suffix(OPERATORS).exists()
         by_interface = plain and not binding and (device == "cpu" or single_threaded)
-        functions = functions_of(library) if by_interface else None
+        functions = functions_of(library) if by_interface and TensorHandles.exist() else None
         if functions is not None:
             container = Container(
-                functions, library, device, num_runners=num_runners, single_threaded=single_threaded
+                functions,
+                library,
+                device,
+                TensorHandles(device),
+                num_runners=num_runners,
+                single_threaded=single_threaded,
             )
             self._borrow = container.borrow
             if self.constants:

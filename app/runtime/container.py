@@ -1,7 +1,7 @@
 """A compiled library over its own C interface, by ctypes, which lets go of the GIL while a function runs.
 
-The interface is torch's torch/csrc/inductor/aoti_runtime/interface.h. `torch._C._aoti` makes its tensor handles of
-torch's tensors, and tensors of handles; those functions are as private to torch as the classes in aoti.py.
+The interface is torch's torch/csrc/inductor/aoti_runtime/interface.h; what it passes are handles of tensors.
+Imports no torch: handles are made by tensors.py of torch's tensors, and by arrays.py of numpy's arrays.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
-import torch
+Address = int | None
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
 # Every function of the interface that is called here, and what it takes; torch 2.11 to 2.13 have them all.
@@ -28,27 +28,33 @@ _FUNCTIONS: Mapping[str, Sequence[Any]] = {
     "UpdateUserManagedConstantBufferPairs": (_POINTER, _POINTER, _SIZE, ctypes.c_bool, ctypes.c_bool),
 }
 _PREFIX = "AOTInductorModelContainer"
-_HANDLES = ("unsafe_alloc_void_ptrs_from_tensors", "alloc_tensors_by_stealing_from_void_ptrs")
-
-# torch gives and takes its handles as capsules. Prototypes of this file's own: others may use ctypes.pythonapi too.
-_address = ctypes.PYFUNCTYPE(_POINTER, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
-_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, _POINTER, ctypes.c_char_p, _POINTER)(
-    ("PyCapsule_New", ctypes.pythonapi)
-)
 
 
-def has_handles() -> bool:
-    """Whether this torch gives and takes the tensor handles of the C interface."""
-    import torch._C._aoti as bindings  # compiled into torch: importing it costs nothing
+class Handles(Protocol):
+    """How values become handles of the interface, and the other way round."""
 
-    return all(hasattr(bindings, name) for name in _HANDLES)
+    def lend(self, values: Sequence[Any]) -> list[Address]:
+        """A new handle of each value, which the values must outlive."""
+        ...
+
+    def take(self, handles: list[Address]) -> list[Any]:
+        """The values, which own their handles from now on; None for a null."""
+        ...
+
+    def stream(self) -> Address:
+        """Where a GPU's work is queued; None on the CPU."""
+        ...
 
 
 def functions_of(library: Path) -> ctypes.CDLL | None:
-    """The library, never closed, with its functions declared; None where it or this torch lacks one."""
+    """The library, never closed, with its functions declared; None where it lacks one.
+
+    Raises:
+        OSError: it can't be loaded.
+    """
     loaded = ctypes.CDLL(str(library))
     names = [_PREFIX + name for name in _FUNCTIONS]
-    if not all(hasattr(loaded, name) for name in names) or not has_handles():
+    if not all(hasattr(loaded, name) for name in names):
         return None
     for name, types in zip(names, _FUNCTIONS.values(), strict=True):
         getattr(loaded, name).argtypes = types
@@ -62,21 +68,23 @@ class _Entry(ctypes.Structure):
 
 
 class Container:
-    """A library's pool of runners, over its C interface."""
+    """A library's pool of runners, over its C interface.
+
+    Raises:
+        RuntimeError: the library can't make its runners.
+    """
 
     def __init__(
         self,
         functions: ctypes.CDLL,
         library: Path,
         device: str,
+        handles: Handles,
         *,
         num_runners: int,
-        single_threaded: bool,
+        single_threaded: bool = False,
     ) -> None:
-        import torch._C._aoti as bindings
-
-        self._functions, self._cuda = functions, None if device == "cpu" else torch.device(device)
-        self._alloc, self._steal = (getattr(bindings, name) for name in _HANDLES)
+        self._functions, self._handles = functions, handles
         self._handle = _POINTER()
         folder = os.fsencode(library.parent)
         self._do("CreateWithDevice", ctypes.byref(self._handle), num_runners, device.encode(), folder)
@@ -90,37 +98,33 @@ class Container:
         for _ in range(1 if single_threaded else num_runners):
             self._free.put(None)
 
-    def run(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    def run(self, values: list[Any]) -> list[Any]:
         """Run the program; the GIL is free meanwhile."""
-        if len(tensors) != self._num_inputs:  # the library's own check of this ends the process
-            raise ValueError(f"{len(tensors)} tensors, expected {self._num_inputs}")
-        stream = None if self._cuda is None else torch.cuda.current_stream(self._cuda).cuda_stream
-        outputs = self._outputs()
+        if len(values) != self._num_inputs:  # the library's own check of this ends the process
+            raise ValueError(f"{len(values)} tensors, expected {self._num_inputs}")
+        stream, outputs = self._handles.stream(), self._outputs()
         self._free.get()
         try:
             # the library frees the inputs' handles, after an error too
-            inputs = self._inputs(*[_address(handle, None) for handle in self._alloc(tensors)])
+            inputs = self._inputs(*self._handles.lend(values))
             code = self._call(self._handle, inputs, self._num_inputs, outputs, self._num_outputs, stream, None)
             if code:
                 raise RuntimeError(_why(self._functions))
         finally:
             self._free.put(None)
-        # a null is an output that is None, and no capsule can hold it
-        given: list[torch.Tensor] = self._steal(
-            [_capsule(handle, None, None) if handle else None for handle in outputs]
-        )
-        return given
+        return self._handles.take(list(outputs))
 
-    def borrow(self, constants: Mapping[str, torch.Tensor]) -> None:
-        """Have the library use these tensors, not copies of them."""
-        handles = self._alloc(list(constants.values()))
-        pairs = zip(constants, handles, strict=True)
-        entries = (_Entry * len(handles))(*[_Entry(name.encode(), _address(handle, None)) for name, handle in pairs])
+    def borrow(self, constants: Mapping[str, Any]) -> None:
+        """Have the library use these values, not copies of them."""
+        handles = self._handles.lend(list(constants.values()))
+        entries = (_Entry * len(handles))(
+            *[_Entry(name.encode(), handle) for name, handle in zip(constants, handles, strict=True)]
+        )
         try:
             inactive, complete = False, True  # take effect at once; a constant that lacks is an error
             self._do("UpdateUserManagedConstantBufferPairs", self._handle, entries, len(entries), inactive, complete)
         finally:
-            self._steal(handles)  # the library has made its own
+            self._handles.take(handles)  # the library has made its own
 
     def _count(self, name: str) -> int:
         number = _SIZE()

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from ..errors import LoadError
-from .spec import Boundary, CallSpec
+from .spec import CallSpec
+from .tensors import TensorBoundary
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class JitModel:
         # sets Inductor's own switch too, which is part of its caches' keys
         torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         self.spec = spec
-        self._boundary = Boundary(spec, device)
+        self._boundary = TensorBoundary(spec, device)
         self._compiled = torch.compile(module, dynamic=bool(spec.dims), options=dict(options))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

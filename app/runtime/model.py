@@ -1,4 +1,7 @@
-"""CompiledModel: a loaded artifact that is called like the eval-mode module it replaces."""
+"""CompiledModel: a loaded artifact that is called like the eval-mode module it replaces.
+
+Imports no torch before its tensors, graphs or weights are asked for: arrays.py serves numpy's arrays by it.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..config import BATCH
 from ..errors import CaptureError, InputError, LoadError
-from .aoti import AotiRunner
-from .batches import cut, run_plan, widen
-from .graphs import CudaGraphOptimizer
 from .ladder import InEvalMode
-from .mechanism import GraphMechanism
 from .plans import Latencies, Plan, Planner, Step
 from .spec import Boundary, CallSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from .graphs import CudaGraphOptimizer
+    from .mechanism import GraphMechanism
 
 LIBRARY = "model.so"
 WEIGHTS = "weights.safetensors"
@@ -33,13 +36,33 @@ _BY_SIZE = ("replayed", "skipped", "bytes_by_size")
 Others = tuple[int, ...]
 
 
+class Runner(Protocol):
+    """A loaded library: values in, values out, nothing of them checked."""
+
+    uncapturable: str | None
+    """Why no CUDA graph can hold its calls."""
+    constants: dict[str, Any]
+    """The external weights that it reads, by the library's own names."""
+
+    def __call__(self, values: list[Any], /) -> list[Any]:
+        """Run the program."""
+        ...
+
+    def addresses(self) -> tuple[int, ...]:
+        """Where the external weights lie."""
+        ...
+
+    def borrow(self, constants: Mapping[str, Any]) -> None:
+        """Have the library read these weights from now on; not while a call runs."""
+        ...
+
+
 class CompiledModel(InEvalMode):
     """Tensors in, the module's own output structure out; every call is checked against the artifact's spec.
 
     Args:
         runner: The loaded library.
-        spec: What it may be called with.
-        device: `cpu` or `cuda:N`.
+        boundary: What it may be called with, and by what: torch's tensors or numpy's arrays.
         mixing: Dimensions that calls can't be padded in, and why, as verification found it.
         buckets: Sizes of named dimensions beyond the batch, to which a call that replays a graph is padded.
         constants: The manifest's, where the weights are external.
@@ -51,19 +74,17 @@ class CompiledModel(InEvalMode):
 
     def __init__(
         self,
-        runner: AotiRunner,
-        spec: CallSpec,
-        device: str,
+        runner: Runner,
+        boundary: Boundary,
         *,
         mixing: Mapping[str, str] | None = None,
         buckets: Mapping[str, Sequence[int]] | None = None,
         constants: Mapping[str, Any] | None = None,
     ) -> None:
-        self.spec = spec
+        spec = self.spec = boundary.spec
         self.unpaddable = {**spec.unpaddable, **(mixing or {})}
         self.sizes_seen: Counter[int] = Counter()
-        self._runner, self._device, self._constants = runner, device, constants
-        self._boundary = Boundary(spec, device)
+        self._runner, self._boundary, self._constants = runner, boundary, constants
         self._axes = spec.in_axes()
         self._batch = next(((number, axis) for number, axis in enumerate(self._axes) if axis is not None), None)
         self._buckets = {
@@ -142,7 +163,7 @@ class CompiledModel(InEvalMode):
             return [v if out is None else v.narrow(out, 0, size) for v, out in zip(outputs, outs, strict=True)]
 
         def around(*steps: Step) -> Callable[[], object]:
-            return lambda: run_plan(Plan(steps, 0.0), tensors, self._axes, outs, nothing)
+            return lambda: self._boundary.arrays.run(Plan(steps, 0.0), tensors, self._axes, outs, nothing)
 
         if rows == 1:
             return {}
@@ -180,6 +201,8 @@ class CompiledModel(InEvalMode):
         """
         if self.uncapturable is not None:
             raise CaptureError(self.uncapturable)
+        from .graphs import CudaGraphOptimizer
+
         low, high = self.spec.dims[BATCH]
         names = [item.name for item in self.spec.inputs]
         graphs = CudaGraphOptimizer(self._runner, mechanism, addresses=self._runner.addresses, names=names, **options)
@@ -189,10 +212,12 @@ class CompiledModel(InEvalMode):
 
     def first_wrong_replay(self) -> str | None:
         """The first captured size whose replay differs from the artifact's own answer to the same inputs."""
+        import torch
+
         assert self._graphs is not None
         with torch.inference_mode():
             for size in self.captured:
-                inputs = self.spec.drawn({BATCH: size[0], **self.sizes(size[1:])}, self._device)
+                inputs = self.spec.drawn({BATCH: size[0], **self.sizes(size[1:])}, self._boundary.device)
                 pairs = zip(self._graphs.replay(size, inputs, clone=True), self._runner(inputs), strict=True)
                 if not all(a is b or _close(a, b) for a, b in pairs):
                     return f"batch {_text(size)}"
@@ -235,7 +260,7 @@ class CompiledModel(InEvalMode):
         return self._boundary.check(self._boundary.bind(args, kwargs))
 
     def _blank(self, size: tuple[int, ...]) -> list[torch.Tensor]:
-        return self.spec.blank({BATCH: size[0], **self.sizes(size[1:])}, self._device)
+        return self.spec.blank({BATCH: size[0], **self.sizes(size[1:])}, self._boundary.device)
 
     def others_of(self, sizes: Mapping[str, int]) -> Others | None:
         """The buckets that hold these sizes of the other dimensions; None beyond the largest."""
@@ -252,7 +277,7 @@ class CompiledModel(InEvalMode):
 
     def _run_plan(self, plan: Plan, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         run = partial(self._run, clone=len(plan.steps) > 1)  # a step's outputs outlive the next step's replay
-        return run_plan(plan, tensors, self._axes, self.spec.out_axes[BATCH], run)
+        return self._boundary.arrays.run(plan, tensors, self._axes, self.spec.out_axes[BATCH], run)
 
     def _run(self, tensors: list[torch.Tensor], bucket: int | None, *, clone: bool = False) -> list[torch.Tensor]:
         """Replay the bucket's graph; where it has none, the dynamic artifact runs."""
@@ -261,13 +286,18 @@ class CompiledModel(InEvalMode):
             return self._runner(tensors)
         if (bucket, *others) not in graphs.sizes and not graphs.lost:
             return self._runner(tensors)
+        from .tensors import widen
+
         fills, before = [item.padding for item in self.spec.inputs], []
         for (dim, (number, axis)), size in zip(self._places.items(), others, strict=True):
             before.append(tensors[number].shape[axis])
             tensors = widen(tensors, self.spec.in_axes(dim), size, fills)
         outputs = graphs.replay((bucket, *others), tensors, clone=clone)
         for dim, size in zip(self._buckets, before, strict=True):
-            outputs = [cut(value, axis, size) for value, axis in zip(outputs, self.spec.out_axes[dim], strict=True)]
+            axes = self.spec.out_axes[dim]
+            outputs = [
+                self._boundary.arrays.cut(value, axis, size) for value, axis in zip(outputs, axes, strict=True)
+            ]
         return outputs
 
     def check_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -301,6 +331,8 @@ class CompiledModel(InEvalMode):
             InputError: the weights are baked into the artifact, or a tensor lacks or has another shape.
             CaptureError: the graphs can't be captured again.
         """
+        import torch
+
         given = self.check_state_dict(state)
         if assign:
             self._runner.borrow(given)
@@ -314,6 +346,8 @@ class CompiledModel(InEvalMode):
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    import torch
+
     inexact = a.is_floating_point() or a.is_complex()
     return torch.equal(a, b) or (inexact and torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True))
 
@@ -352,7 +386,9 @@ def load(
     Raises:
         LoadError: the library or the weights can't be loaded.
     """
-    spec = CallSpec.from_json(content["spec"])
+    from .aoti import AotiRunner
+    from .tensors import TensorBoundary
+
     constants = None
     if content["constants"] is not None:
         if weights is None:
@@ -362,7 +398,11 @@ def load(
         folder / LIBRARY, device, num_runners=num_runners, constants=constants, single_threaded=single_threaded
     )
     return CompiledModel(
-        runner, spec, device, mixing=content.get("mixing"), buckets=buckets, constants=content["constants"]
+        runner,
+        TensorBoundary(CallSpec.from_json(content["spec"]), device),
+        mixing=content.get("mixing"),
+        buckets=buckets,
+        constants=content["constants"],
     )
 
 
@@ -386,4 +426,6 @@ def _restride(tensor: torch.Tensor, stride: list[int] | None) -> torch.Tensor:
     """Safetensors holds contiguous tensors only; compiled code reads the strides it was compiled for."""
     if stride is None:
         return tensor
+    import torch
+
     return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

@@ -1,21 +1,22 @@
 """CallSpec: what a compiled program may be called with and what it gives back, checked at every call.
 
 Compiled code checks nothing: a wrong dtype, shape or stride is read as if it were right, and answers garbage.
+Imports no torch: what is checked is the same of torch's tensors (tensors.py) and of numpy's arrays (arrays.py).
 """
 
 from __future__ import annotations
 
-import importlib
-import operator
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
-
-import torch
-from torch.utils import _pytree as pytree
+from typing import TYPE_CHECKING, Any
 
 from ..config import BATCH
-from ..errors import InputError, LoadError
+from ..errors import InputError
+from .batches import Arrays
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class InputSpec:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype itself."""
+        import torch
+
         found: torch.dtype = getattr(torch, self.dtype)
         return found
 
@@ -55,11 +58,10 @@ class InputSpec:
         in_range = self.low is None or self.high is None or self.low <= 0 < self.high
         return 0 if in_range else int(self.low or 0)
 
-    def check_values(self, value: torch.Tensor) -> None:
+    def check_range(self, smallest: int, largest: int) -> None:
         """Raise InputError for integers outside of the range that was declared and verified."""
-        if self.low is None or self.high is None or not value.numel():
+        if self.low is None or self.high is None:
             return
-        smallest, largest = (int(bound) for bound in torch.aminmax(value))
         if smallest < self.low or largest >= self.high:
             worst = smallest if smallest < self.low else largest
             raise InputError(
@@ -120,6 +122,8 @@ class CallSpec:
 
     def blank(self, sizes: Mapping[str, int], device: str) -> list[torch.Tensor]:
         """Valid inputs of these sizes, all of them padding."""
+        import torch
+
         return [
             torch.full(
                 [sizes[size] if isinstance(size, str) else size for size in item.shape],
@@ -132,6 +136,8 @@ class CallSpec:
 
     def drawn(self, sizes: Mapping[str, int], device: str) -> list[torch.Tensor]:
         """Valid inputs of these sizes, random and always the same."""
+        import torch
+
         generator = torch.Generator(device).manual_seed(0)
         found = self.blank(sizes, device)
         for item, value in zip(self.inputs, found, strict=True):
@@ -142,15 +148,18 @@ class CallSpec:
         return found
 
 
-class Boundary:
-    """A CallSpec made ready for calls: binds, checks and copies inputs, and rebuilds the output."""
+class Boundary(ABC):
+    """What is checked of every call, whatever holds its numbers.
 
-    def __init__(self, spec: CallSpec, device: str) -> None:
-        self.spec = spec
+    Args:
+        spec: What the program may be called with.
+        device: `cpu` or `cuda:N`.
+        arrays: How rows of its inputs are cut and joined.
+    """
+
+    def __init__(self, spec: CallSpec, device: str, arrays: Arrays) -> None:
+        self.spec, self.device, self.arrays = spec, device, arrays
         self._positional = [item.name for item in spec.inputs if not item.keyword]
-        self._device = torch.device(device)
-        self._checks = [(item, item.torch_dtype, len(item.shape)) for item in spec.inputs]
-        self._out_spec = load_treespec(spec)
         self._constants = {int(position): value for position, value in spec.out_constants.items()}
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -181,48 +190,17 @@ class Boundary:
         parts = (f"{item.name}: {item}" for item in self.spec.inputs)
         return f"the compiled model takes ({', '.join(parts)})"
 
-    def check(self, values: Sequence[Any]) -> list[torch.Tensor]:
+    @abstractmethod
+    def check(self, values: Sequence[Any]) -> list[Any]:
         """The inputs as the program was compiled for; strides are copied, anything else that differs is refused.
 
         Raises:
-            InputError: an input is no plain tensor, or has another dtype, device, rank or size; it names the input.
-                Or the call is under autocast.
+            InputError: an input can't be what was compiled; it names the input.
         """
-        self._refuse_autocast()
-        sizes: dict[str, int] = {}
-        grad = torch.is_grad_enabled()
-        checked = []
-        for value, (spec, dtype, rank) in zip(values, self._checks, strict=True):
-            if type(value) is not torch.Tensor and type(value) is not torch.nn.Parameter:
-                raise InputError(f"input {spec.name!r} is a {type(value).__name__}, expected a tensor {spec}")
-            if value.dtype is not dtype:
-                raise InputError(f"input {spec.name!r} is {_dtype(value)}, expected {spec}")
-            if value.device != self._device:
-                raise InputError(f"input {spec.name!r} is on {value.device}, expected {self._device}")
-            if value.layout is not torch.strided:
-                raise InputError(f"input {spec.name!r} has the layout {value.layout}, expected a dense tensor")
-            if grad and value.requires_grad:
-                raise InputError(
-                    f"input {spec.name!r} requires grad, and compiled code can't be differentiated: "
-                    "detach it, or call under torch.inference_mode()"
-                )
-            shape = value.shape
-            if len(shape) != rank:
-                raise InputError(f"input {spec.name!r} has the shape {list(shape)}, expected {spec}")
-            for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
-                self._check_size(spec, axis, size, wanted, sizes)
-            spec.check_values(value)
-            if value.is_conj() or value.is_neg():
-                value = value.resolve_conj().resolve_neg()  # noqa: PLW2901
-            checked.append(value if value.is_contiguous() else value.contiguous())
-        return checked
 
-    def _refuse_autocast(self) -> None:
-        if torch.is_autocast_enabled(self._device.type):  # eager would answer in another dtype
-            raise InputError(
-                "called under torch.autocast, which compiled code doesn't follow: call outside of it, "
-                "or compile with precision=bf16"
-            )
+    @abstractmethod
+    def restore(self, outputs: Sequence[Any]) -> Any:
+        """The output in the structure that the module itself gives."""
 
     def _check_size(self, spec: InputSpec, axis: int, size: int, wanted: int | str, sizes: dict[str, int]) -> None:
         if isinstance(wanted, int):
@@ -239,38 +217,9 @@ class Boundary:
                 f"set model.dims.{wanted}.{'min' if size < low else 'max'}"
             )
 
-    def restore(self, tensors: Sequence[torch.Tensor]) -> Any:
-        """The output in the structure that the module itself gives."""
-        leaves: list[Any] = list(tensors)
+    def _leaves(self, outputs: Sequence[Any]) -> list[Any]:
+        """The output's leaves; the program gives a number as a tensor, and None as None."""
+        leaves = list(outputs)
         for position, value in self._constants.items():
-            leaves[position] = value  # the program gives a number as a tensor, and None as None
-        return pytree.tree_unflatten(leaves, self._out_spec)
-
-
-def register_namedtuple(cls: type) -> str:
-    """Make a named tuple known to pytree's serialisation, and return its name: `module:class`."""
-    name = f"{cls.__module__}:{cls.__qualname__}"
-    if cls not in pytree.SUPPORTED_SERIALIZED_TYPES:
-        pytree._register_namedtuple(cls, serialized_type_name=name)  # noqa: SLF001 - there is no public way
-    return name
-
-
-def _dtype(value: torch.Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
-
-
-def load_treespec(spec: CallSpec) -> pytree.TreeSpec:
-    """The output's structure, its classes imported.
-
-    Raises:
-        LoadError: a class can't be imported here.
-    """
-    try:
-        for name in spec.out_modules:
-            importlib.import_module(name)
-        for name in spec.out_namedtuples:
-            module, _, attribute = name.partition(":")
-            register_namedtuple(operator.attrgetter(attribute)(importlib.import_module(module)))
-        return pytree.treespec_loads(spec.out_spec)
-    except (AttributeError, ImportError, ValueError, NotImplementedError, KeyError) as error:
-        raise LoadError(f"the output's classes can't be restored here: {error}") from error
+            leaves[position] = value
+        return leaves

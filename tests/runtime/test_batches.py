@@ -10,8 +10,8 @@ from torch import nn
 
 from app.compiler.export import export
 from app.config import BATCH, DimConfig
-from app.runtime.batches import run_plan
 from app.runtime.plans import Plan, Step
+from app.runtime.tensors import TENSORS
 from app.verify import Judge
 from app.workloads import Workload
 from app.workloads.inputs import TensorInput
@@ -43,7 +43,7 @@ def test_rows_come_back_whole_and_in_order(plan):
         ran.append((a.shape[0], bucket))
         return [a * shared, b.t() @ torch.ones(2, 4), b + 1]
 
-    ours = run_plan(plan, [left, right, table], [0, 1, None], [0, 0, 1], run)
+    ours = TENSORS.run(plan, [left, right, table], [0, 1, None], [0, 0, 1], run)
     expected = [left * table, right.t() @ torch.ones(2, 4), right + 1]
     for got, wanted in zip(ours, expected, strict=True):
         assert torch.equal(got, wanted)
@@ -59,7 +59,7 @@ def test_padding_holds_valid_values_only():
         seen.append(tensors[0])
         return [tensors[0]]
 
-    run_plan(Plan((Step(2, 5),), 0.0), [torch.tensor([[7], [9]])], [0], [0], run)
+    TENSORS.run(Plan((Step(2, 5),), 0.0), [torch.tensor([[7], [9]])], [0], [0], run)
     assert seen[0].tolist() == [[7], [9], [9], [9], [9]]
 
 

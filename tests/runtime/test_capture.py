@@ -11,6 +11,7 @@ from app.config import DimConfig
 from app.errors import CaptureError, InputError
 from app.runtime.model import CompiledModel
 from app.runtime.plans import Latencies
+from app.runtime.tensors import TensorBoundary
 from app.verify import Judge
 from app.workloads import Workload
 from app.workloads.inputs import TensorInput
@@ -86,7 +87,9 @@ def served():
         spec, simulator = export(workload, module).spec, Simulator()
         library = Library(module, spec, simulator)
         mixing = Judge(workload, module).mixing(spec)
-        model = CompiledModel(library, spec, "cpu", mixing=mixing, buckets=buckets, constants=constants)
+        model = CompiledModel(
+            library, TensorBoundary(spec, "cpu"), mixing=mixing, buckets=buckets, constants=constants
+        )
         return model, workload, simulator, library
 
     return make

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from app.errors import InputError, LoadError
-from app.runtime.spec import Boundary, CallSpec, InputSpec
+from app.runtime.spec import CallSpec, InputSpec
+from app.runtime.tensors import TensorBoundary
 
 INPUTS = (
     InputSpec("image", ("batch", 3, "side"), "float32"),
@@ -30,7 +31,7 @@ def spec_for(output=None, inputs=INPUTS, **changed):
 
 
 def boundary():
-    return Boundary(spec_for(), "cpu")
+    return TensorBoundary(spec_for(), "cpu")
 
 
 def right(batch=2, side=4):
@@ -57,7 +58,7 @@ def replaced(index, value):
 
 def with_range(dtype, low, high):
     inputs = (InputSpec("ids", ("batch",), dtype, low=low, high=high),)
-    return Boundary(spec_for(inputs=inputs), "cpu")
+    return TensorBoundary(spec_for(inputs=inputs), "cpu")
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 6), min_size=1, max_size=8))
@@ -263,7 +264,7 @@ def test_the_conjugate_bit_is_resolved():
     inputs = (InputSpec("z", ("batch", 3), "complex64"),)
     value = torch.rand(2, 3, dtype=torch.complex64).conj()
     assert value.is_conj()
-    (found,) = Boundary(spec_for(inputs=inputs), "cpu").check([value])
+    (found,) = TensorBoundary(spec_for(inputs=inputs), "cpu").check([value])
     assert not found.is_conj()
     assert torch.equal(torch.view_as_real(found), torch.view_as_real(value.resolve_conj()))
 
@@ -295,7 +296,7 @@ def restored(structure):
     call = spec_for(structure, out_constants=constants)
     stored = CallSpec.from_json(json.loads(json.dumps(call.to_json())))
     assert stored == call
-    return Boundary(stored, "cpu").restore(tensors), expected
+    return TensorBoundary(stored, "cpu").restore(tensors), expected
 
 
 @given(structures)
@@ -318,7 +319,7 @@ def test_a_dict_keeps_its_order_and_a_named_tuple_its_class():
 
 def test_a_class_that_cannot_be_imported_here_is_a_load_error():
     with pytest.raises(LoadError, match="no_such_module_of_outputs"):
-        Boundary(spec_for(out_modules=("no_such_module_of_outputs",)), "cpu")
+        TensorBoundary(spec_for(out_modules=("no_such_module_of_outputs",)), "cpu")
     broken = json.dumps([99, {}])
     with pytest.raises(LoadError, match="output"):
-        Boundary(CallSpec(INPUTS, DIMS, "cpu", broken), "cpu")
+        TensorBoundary(CallSpec(INPUTS, DIMS, "cpu", broken), "cpu")

@@ -1,0 +1,176 @@
+"""A call's tensors: checked against a CallSpec, handed to a library's C interface, made into the model's output.
+
+`torch._C._aoti` makes handles of tensors, and tensors of handles; its functions are as private to torch as the
+classes in aoti.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..errors import InputError, LoadError
+from .batches import Arrays, Axes
+from .container import Address
+from .spec import Boundary, CallSpec, InputSpec
+
+_HANDLES = ("unsafe_alloc_void_ptrs_from_tensors", "alloc_tensors_by_stealing_from_void_ptrs")
+
+# torch gives and takes its handles as capsules. Prototypes of this file's own: others may use ctypes.pythonapi too.
+_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
+
+
+TENSORS = Arrays(torch.concatenate, torch.broadcast_to, torch.Tensor.contiguous)
+
+
+class TensorBoundary(Boundary):
+    """A CallSpec made ready for calls with tensors on one device."""
+
+    def __init__(self, spec: CallSpec, device: str) -> None:
+        super().__init__(spec, device, TENSORS)
+        self._device = torch.device(device)
+        self._checks = [(item, item.torch_dtype, len(item.shape)) for item in spec.inputs]
+        self._out_spec = load_treespec(spec)
+
+    def check(self, values: Sequence[Any]) -> list[torch.Tensor]:
+        """The inputs as the program was compiled for; strides are copied, anything else that differs is refused.
+
+        Raises:
+            InputError: an input is no plain tensor, or has another dtype, device, rank or size; it names the input.
+                Or the call is under autocast.
+        """
+        self._refuse_autocast()
+        sizes: dict[str, int] = {}
+        grad = torch.is_grad_enabled()
+        checked = []
+        for value, (spec, dtype, rank) in zip(values, self._checks, strict=True):
+            if type(value) is not torch.Tensor and type(value) is not torch.nn.Parameter:
+                raise InputError(f"input {spec.name!r} is a {type(value).__name__}, expected a tensor {spec}")
+            if value.dtype is not dtype:
+                raise InputError(f"input {spec.name!r} is {_dtype(value)}, expected {spec}")
+            if value.device != self._device:
+                raise InputError(f"input {spec.name!r} is on {value.device}, expected {self._device}")
+            if value.layout is not torch.strided:
+                raise InputError(f"input {spec.name!r} has the layout {value.layout}, expected a dense tensor")
+            if grad and value.requires_grad:
+                raise InputError(
+                    f"input {spec.name!r} requires grad, and compiled code can't be differentiated: "
+                    "detach it, or call under torch.inference_mode()"
+                )
+            shape = value.shape
+            if len(shape) != rank:
+                raise InputError(f"input {spec.name!r} has the shape {list(shape)}, expected {spec}")
+            for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
+                self._check_size(spec, axis, size, wanted, sizes)
+            _check_range(spec, value)
+            if value.is_conj() or value.is_neg():
+                value = value.resolve_conj().resolve_neg()  # noqa: PLW2901
+            checked.append(value if value.is_contiguous() else value.contiguous())
+        return checked
+
+    def _refuse_autocast(self) -> None:
+        if torch.is_autocast_enabled(self._device.type):  # eager would answer in another dtype
+            raise InputError(
+                "called under torch.autocast, which compiled code doesn't follow: call outside of it, "
+                "or compile with precision=bf16"
+            )
+
+    def restore(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """The output in the structure that the module itself gives."""
+        return pytree.tree_unflatten(self._leaves(tensors), self._out_spec)
+
+
+def _check_range(spec: InputSpec, value: torch.Tensor) -> None:
+    if spec.low is not None and value.numel():
+        smallest, largest = torch.aminmax(value)
+        spec.check_range(int(smallest), int(largest))
+
+
+class TensorHandles:
+    """Handles of torch's tensors, and tensors of handles.
+
+    Args:
+        device: Where the library runs.
+    """
+
+    def __init__(self, device: str) -> None:
+        import torch._C._aoti as bindings
+
+        self._alloc, self._steal = (getattr(bindings, name) for name in _HANDLES)
+        self._cuda = None if device == "cpu" else torch.device(device)
+
+    @staticmethod
+    def exist() -> bool:
+        """Whether this torch gives and takes them."""
+        import torch._C._aoti as bindings  # compiled into torch: importing it costs nothing
+
+        return all(hasattr(bindings, name) for name in _HANDLES)
+
+    def lend(self, values: Sequence[torch.Tensor]) -> list[Address]:
+        """A new handle of each tensor."""
+        return [_address(handle, None) for handle in self._alloc(values)]
+
+    def take(self, handles: list[Address]) -> list[torch.Tensor]:
+        """The tensors, which own their handles from now on."""
+        # a null is an output that is None, and no capsule can hold it
+        given: list[torch.Tensor] = self._steal(
+            [_capsule(handle, None, None) if handle else None for handle in handles]
+        )
+        return given
+
+    def stream(self) -> Address:
+        """The current CUDA stream."""
+        return None if self._cuda is None else torch.cuda.current_stream(self._cuda).cuda_stream
+
+
+def widen(tensors: Sequence[torch.Tensor], axes: Axes, size: int, fills: Sequence[int]) -> list[torch.Tensor]:
+    """The inputs with a dimension filled up to `size`; rows are padded with rows, all else with `fills`."""
+    widened = []
+    for value, axis, fill in zip(tensors, axes, fills, strict=True):
+        if axis is not None and value.shape[axis] < size:
+            shape = [size if number == axis else length for number, length in enumerate(value.shape)]
+            wider = torch.full(shape, fill, dtype=value.dtype, device=value.device)
+            wider.narrow(axis, 0, value.shape[axis]).copy_(value)
+            value = wider  # noqa: PLW2901
+        widened.append(value)
+    return widened
+
+
+def register_namedtuple(cls: type) -> str:
+    """Make a named tuple known to pytree's serialisation, and return its name: `module:class`."""
+    name = f"{cls.__module__}:{cls.__qualname__}"
+    if cls not in pytree.SUPPORTED_SERIALIZED_TYPES:
+        pytree._register_namedtuple(cls, serialized_type_name=name)  # noqa: SLF001 - there is no public way
+    return name
+
+
+def _dtype(value: torch.Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def load_treespec(spec: CallSpec) -> pytree.TreeSpec:
+    """The output's structure, its classes imported.
+
+    Raises:
+        LoadError: a class can't be imported here.
+    """
+    try:
+        for name in spec.out_modules:
+            importlib.import_module(name)
+        for name in spec.out_namedtuples:
+            module, _, attribute = name.partition(":")
+            register_namedtuple(operator.attrgetter(attribute)(importlib.import_module(module)))
+        return pytree.treespec_loads(spec.out_spec)
+    except (AttributeError, ImportError, ValueError, NotImplementedError, KeyError) as error:
+        raise LoadError(f"the output's classes can't be restored here: {error}") from error
