@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import background, capturing, dependencies, lookup, names
-from .compiler import Compiled, compile_in_worker
 from .context import COMPILE_LOG, Context
 from .errors import AppError, EagerAskedError, MissError, StoreError, VerifyError
 from .fallback import jit_stages, step_to_jit
@@ -24,6 +23,7 @@ from .tier import Tier
 from .verdict import Case, refusal, summarise
 
 if TYPE_CHECKING:
+    from .compiler import Compiled
     from .runtime.jit import JitModel
     from .runtime.model import CompiledModel
 
@@ -248,6 +248,8 @@ def _worker(
     *,
     only_export: bool = False,
 ) -> Compiled:
+    from .compiler import compile_in_worker
+
     policy = context.settings.fallback
     is_live = context.settings.model.fingerprint is not None  # torch.compile's caches are of the program's own module
     stages = [] if only_export or is_live else jit_stages(policy)

@@ -21,11 +21,6 @@ from .store import Store
 Rows = list[dict[str, Any]]
 
 
-def is_open(settings: Settings) -> bool:
-    """Whether there is anything to choose."""
-    return AUTO in {settings.mode.name, settings.precision.name}
-
-
 def job_of(context: Context) -> evaluate.Job | None:
     """The data that are evaluated, or that judge precisions; read before anything is compiled.
 
@@ -47,7 +42,7 @@ def resolve(context: Context, job: evaluate.Job | None) -> None:
             eager's then.
     """
     given, kept = context.settings, EAGER
-    if not is_open(given):
+    if not given.has_auto:
         return
     try:
         with acquire.opened(context) as store:
@@ -64,7 +59,7 @@ def explain(context: Context, store: Store) -> Rows:
         AppError: the model doesn't build or export.
     """
     given, rows = context.settings, []
-    if is_open(given):
+    if given.has_auto:
         options, question = candidates(given, context.device), _question(given, job_of(context))
         known = _profile(context, store).known(options, question)
         kept = best(known, question) if len(known) == len(options) else None

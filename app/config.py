@@ -634,6 +634,11 @@ class Settings:
         if self.mode.inductor.get("freezing", frozen) and not frozen:
             raise ConfigError("mode.inductor.freezing bakes the weights in: it can't go with weights=external")
 
+    @property
+    def has_auto(self) -> bool:
+        """Whether there is anything to choose before the key is made."""
+        return AUTO in {self.mode.name, self.precision.name}
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read back what `dataclasses.asdict` made of settings, in another process or at another time.

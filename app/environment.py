@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.machinery
-import importlib.metadata
 import os
 import platform
 import re
@@ -52,10 +51,25 @@ def torch_version() -> dict[str, str | None]:
 
 def installed(distribution: str) -> str | None:
     """The installed version of a distribution, or None."""
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _version(package: str) -> str | None:
+    """A package's version as its own text has it: importing importlib.metadata takes longer than a whole lookup."""
+    spec = importlib.machinery.PathFinder.find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    for file in (Path(spec.origin).with_name("version.py"), Path(spec.origin)):
+        if file.is_file() and (
+            found := re.search(r"^(?:__)?version(?:__)? *= *['\"]([^'\"]+)", file.read_text(), re.MULTILINE)
+        ):
+            return found[1]
+    return installed(package)
 
 
 @functools.cache
@@ -66,8 +80,8 @@ def toolchain() -> dict[str, Any]:
         "torch": torch["version"],
         "torch_git": torch["git_version"],
         "cuda": torch["cuda"],
-        "triton": installed("triton"),
-        "numpy": installed("numpy"),
+        "triton": _version("triton"),
+        "numpy": _version("numpy"),
     }
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import dependencies, environment, lookup, names, planning, structured
 from .composed import settings_of
-from .config import AUTO, CacheConfig, NumericsConfig, Settings, user_cache_dir
+from .config import CacheConfig, NumericsConfig, Settings, user_cache_dir
 from .errors import AppError, ConfigError, InputError, LoadError, MissError, OutputError, VerifyError
 from .fallback import COMPILED, EAGER
 from .keys import request_key
@@ -119,7 +119,7 @@ def _check(settings: Settings) -> None:
     why = None
     if environment.resolve_device(settings.device) != "cpu":
         why = f"device={settings.device} is no CPU"
-    elif AUTO in {settings.mode.name, settings.precision.name}:
+    elif settings.has_auto:
         why = "mode=auto and precision=auto choose while torch is there: name what they chose"
     elif settings.mode.engine == EAGER:
         why = f"mode={settings.mode.name} runs the module itself"

@@ -5,29 +5,33 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
-from .jobs import Job
-from .record import Record
+    from .jobs import Job
+    from .record import Record
 
 
 class Phases:
     """Seconds by phase, and the line that says which one is running.
 
-    On a terminal it is one live line; elsewhere each phase prints a plain line as it begins.
+    On a terminal it is one live line; elsewhere each phase prints a plain line as it begins. Without a
+    console nothing is shown, and rich isn't imported.
     """
 
-    def __init__(self, console: Console, on_begin: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, console: Console | None, on_begin: Callable[[str], None] = lambda _: None) -> None:
         self.seconds: dict[str, float] = {}
         self._console, self._on_begin = console, on_begin
         self.current: str | None = None
         self.last: str | None = None
         self._since = self._began = self._updated = time.perf_counter()
         self._live: Progress | None = None
-        if console.is_terminal:
+        if console is not None and console.is_terminal:
+            from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
             columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
             self._live = Progress(*columns, console=console, transient=True)
             self._task = self._live.add_task("starting", total=None)
@@ -70,8 +74,7 @@ class Phases:
             return
         self._hide()
         if not quiet:
-            began = time.perf_counter() - self._began
-            self._console.print(f"[{began:7.1f} s] {about or name}", markup=False, highlight=False)
+            self._print(about or name)
 
     def update(self, about: str, every_s: float = 10.0) -> None:
         """Say how far the current phase is: at once on a terminal, elsewhere once in `every_s` seconds."""
@@ -81,7 +84,11 @@ class Phases:
         now = time.perf_counter()
         if now - max(self._since, self._updated) >= every_s:
             self._updated = now
-            self._console.print(f"[{now - self._began:7.1f} s] {about}", markup=False, highlight=False)
+            self._print(about)
+
+    def _print(self, text: str) -> None:
+        if self._console is not None:
+            self._console.print(f"[{time.perf_counter() - self._began:7.1f} s] {text}", markup=False, highlight=False)
 
     def _close(self) -> None:
         if self.current is not None:
@@ -101,6 +108,8 @@ class JobsProgress:
     """
 
     def __init__(self, console: Console, found: Sequence[Job], good: dict[int, Record]) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
         self._console, self._began, self._total = console, time.monotonic(), len(found)
         shared = set.intersection(*(set(job.overrides) for job in found)) if len(found) > 1 else set()
         self._labels = {

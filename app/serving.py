@@ -12,9 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from . import acquire, background, capturing, choose, pipeline, planning
+from . import acquire, background, capturing, planning
 from .config import Settings
 from .context import Context, rungs_of
 from .errors import AppError, EagerAskedError, ExportError
@@ -39,7 +37,7 @@ def new_folder() -> Path:
 
 def context_for(settings: Settings, folder: Path | None = None) -> Context:
     """A run of a library call: its record is the answer to what happened, and nothing is shown."""
-    return Context(settings, folder or new_folder(), new_record(settings), Phases(Console(quiet=True)))
+    return Context(settings, folder or new_folder(), new_record(settings), Phases(None))
 
 
 def new_record(settings: Settings) -> Record:
@@ -67,7 +65,7 @@ def serve(context: Context, *, exporting: bool = False) -> Ladder:
     record, settings = context.record, context.settings
     record.device, record.rung = context.device, EAGER
     try:
-        choose.resolve(context, choose.job_of(context))
+        _choose(context)
         if context.settings.mode.engine == EAGER or COMPILED not in settings.fallback.rungs:
             return context.on_ladder(None)
         with acquire.opened(context) as store:
@@ -83,6 +81,13 @@ def serve(context: Context, *, exporting: bool = False) -> Ladder:
     finally:
         if settings.cache.dir is not None or record.rung == EAGER:
             _tidy(context)
+
+
+def _choose(context: Context) -> None:
+    if context.settings.has_auto:  # what chooses can do more than a load needs to wait for
+        from . import choose
+
+        choose.resolve(context, choose.job_of(context))
 
 
 def from_store(context: Context, store: Store, found: Found) -> Ladder:
@@ -128,11 +133,13 @@ def _swap_in(settings: Settings, folder: Path, ladder: Ladder) -> None:
     settings = replace(settings, cache=replace(settings.cache, on_miss="fail"))
     context = context_for(settings, folder)
     try:
-        choose.resolve(context, choose.job_of(context))
+        _choose(context)
         if context.settings.mode.engine == EAGER:
             logger.info("background: eager serves, which is the fastest")
             return
         with acquire.opened(context) as store:
+            from . import pipeline
+
             model = pipeline.ready(context, store, acquire.acquire(context, store), measuring=False)
     except AppError as error:
         logger.warning("background: eager goes on serving: %s (see %s)", error.message, folder)

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import dependencies, lookup
 from .context import Context
 from .keys import Key
 from .lookup import Found, NotFound
 from .store import Store
-from .store.remote import Remote
+
+if TYPE_CHECKING:
+    from .store.remote import Remote
 
 
 class Tier:
@@ -28,6 +30,8 @@ class Tier:
         self._context, self._store = context, store
         self._remote: Remote | None = None
         if cache.remote and cache.dir is not None and not store.readonly:
+            from .store.remote import Remote
+
             writable = cache.remote_mode == "read-write"
             self._remote = Remote(
                 cache.remote,

@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from torch import nn
 import app
 from app import api
 from app.errors import ConfigError, InputError, MissError
+from app.files import SETTLED_NS
 
 WAYS = ["model=linear", "mode=default"]
 
@@ -153,6 +155,35 @@ def test_sessions_nest_and_end(tmp_path):
 def test_values_of_a_session_arrive_as_they_are(text):
     with app.session(cache={"dir": text}):
         assert api.settings_of(api._DEFAULTS.get()).cache.dir == text
+
+
+STARTED = """if True:
+    import sys
+    did = []
+    WATCHED = ("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.posix_spawn")
+    def hook(event, args):
+        if event in WATCHED or (event == "open" and str(args[0]).endswith(("model.so", ".pt2"))):
+            did.append((event, str(args[0])))
+    import app
+    sys.addaudithook(hook)
+    with app.session(sys.argv[1]):
+        model = app.load("model=linear", "mode=default")
+    print(did)
+    print(sorted({name for name in sys.modules if name.partition(".")[0] in {"hydra", "omegaconf", "rich", "fsspec"}}))
+    print([name for name in sys.modules if name.startswith(("torch._inductor", "torch._dynamo"))])
+    print([name for name in sys.modules if name in {"app.choose", "app.compiler", "app.evaluate", "app.pipeline"}])
+"""
+
+
+@pytest.mark.slow
+def test_a_warm_load_starts_hashes_and_imports_nothing_that_it_does_not_need(store):
+    """What a start costs is what it imports: a module that comes in here is paid by every process."""
+    app.load("model=linear", "mode=default")
+    time.sleep(SETTLED_NS / 1e9)  # bytes that are younger are hashed, whatever their stat tuple says
+    command = [sys.executable, "-W", "ignore", "-c", STARTED, f"cache.dir={store['cache']['dir']}"]
+    subprocess.run(command, check=True, capture_output=True)  # remembers what is no longer young
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert said == ["[]", "[]", "[]", "[]"]
 
 
 # compile_model

@@ -152,7 +152,7 @@ def test_external_weights_are_mapped(cache, hit_args, loaded):
 
 
 def test_what_is_not_stored_is_a_miss_that_compiles_nothing(tmp_path):
-    with pytest.raises(MissError, match="linear is not in .*: the cache is empty; compile it first"):
+    with pytest.raises(MissError, match="the cache is empty; compile it first"):
         instant.load("model=linear", f"cache.dir={tmp_path / 'empty'}")
     with pytest.raises(ConfigError, match="no alias 'nobody'"):
         instant.load("nobody", f"cache.dir={tmp_path / 'empty'}")
@@ -162,7 +162,7 @@ def test_what_is_not_stored_is_a_miss_that_compiles_nothing(tmp_path):
 
 @pytest.mark.parametrize("override", ["mode=auto", "precision=auto", "mode=eager", "numerics.deterministic=true"])
 def test_what_needs_torch_says_so(tmp_path, override):
-    with pytest.raises(ConfigError, match="can't be loaded without torch.*use app.load"):
+    with pytest.raises(ConfigError, match="can't be loaded without torch"):
         instant.load("model=linear", override, f"cache.dir={tmp_path}")
 
 
