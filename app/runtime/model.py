@@ -14,14 +14,16 @@ from typing import Any
 
 import torch
 
-from ..config import BATCH
+from ..config import BATCH, OPENVINO
 from ..errors import CaptureError, InputError, LoadError
 from .aoti import AotiRunner
 from .batches import cut, run_plan, widen
 from .graphs import CudaGraphOptimizer
 from .ladder import InEvalMode
 from .mechanism import GraphMechanism
+from .openvino import BLOB, OpenVinoRunner
 from .plans import Latencies, Plan, Planner, Step
+from .runner import Runner
 from .spec import Boundary, CallSpec
 
 LIBRARY = "model.so"
@@ -51,7 +53,7 @@ class CompiledModel(InEvalMode):
 
     def __init__(
         self,
-        runner: AotiRunner,
+        runner: Runner,
         spec: CallSpec,
         device: str,
         *,
@@ -338,11 +340,12 @@ def load(
     single_threaded: bool = False,
     buckets: Mapping[str, Sequence[int]] | None = None,
 ) -> CompiledModel:
-    """Load the library of an artifact.
+    """Load an artifact by its engine.
 
     Args:
         folder: Where the artifact's files are.
-        content: The manifest's content: `spec`, and `constants` where the weights are external.
+        content: The manifest's content: `spec`, `constants` where the weights are external, and another engine than
+            AOTInductor.
         device: `cpu` or `cuda:N`.
         weights: The folder of the weights' object, for external weights.
         num_runners: How many calls may run at the same time.
@@ -358,9 +361,13 @@ def load(
         if weights is None:
             raise LoadError("the artifact's weights are external, and none were given")
         constants = load_constants(weights / WEIGHTS, content["constants"], device)
-    runner = AotiRunner(
-        folder / LIBRARY, device, num_runners=num_runners, constants=constants, single_threaded=single_threaded
-    )
+    runner: Runner
+    if content.get("engine") == OPENVINO:
+        runner = OpenVinoRunner(folder / BLOB, content["precision"], num_runners=num_runners)
+    else:
+        runner = AotiRunner(
+            folder / LIBRARY, device, num_runners=num_runners, constants=constants, single_threaded=single_threaded
+        )
     return CompiledModel(
         runner, spec, device, mixing=content.get("mixing"), buckets=buckets, constants=content["constants"]
     )
