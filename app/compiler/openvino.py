@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ def lower(exported: Exported, precision: str, folder: Path) -> dict[str, Any]:
     Raises:
         CompileError: OpenVINO can't convert or compile it.
     """
+    if exported.spec.out_constants:
+        raise CompileError("OpenVINO gives tensors only, and the output holds None, a number or a string")
     openvino = without_telemetry()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
@@ -33,10 +36,17 @@ def lower(exported: Exported, precision: str, folder: Path) -> dict[str, Any]:
         compiled = openvino.Core().compile_model(model, "CPU", options(precision))
         (folder / BLOB).write_bytes(compiled.export_model().getvalue())
     except Exception as error:  # the frontend runs torch's decompositions, and raises whatever they do
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise CompileError(f"OpenVINO: {type(error).__name__}: {' '.join(lines[:3])}"[:500]) from error
+        traceback.print_exc()  # standard error is a log here, and has all of it
+        raise CompileError(_cause(error)) from error
     spec = replace(exported.spec, inputs=tuple(map(_in_32_bits, exported.spec.inputs)))
     return {"engine": OPENVINO, "precision": precision, "spec": spec.to_json()}
+
+
+def _cause(error: Exception) -> str:
+    """The lines that say why: its summary's, where there is one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line.removeprefix("-- ") for line in lines if line.startswith("-- ")] or lines
+    return f"OpenVINO: {type(error).__name__}: {'; '.join(telling[-2:])}"[:500]
 
 
 def _in_32_bits(item: InputSpec) -> InputSpec:
