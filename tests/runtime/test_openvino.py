@@ -69,7 +69,7 @@ def test_every_dtype_comes_back_as_the_module_gives_it(compiled, batch):
 
 
 def test_an_answer_outlives_the_next_call_and_the_inputs(compiled):
-    model, workload = compiled(nn.Identity())
+    model, _ = compiled(nn.Identity())
     x = torch.randn(4, 6)
     first, expected = model(x), x.clone()
     x.zero_()
