@@ -60,6 +60,15 @@ def test_the_second_process_finds_what_the_first_compiled_without_a_compiler(run
     assert num_objects(tmp_path / "store") == 1
 
 
+def test_auto_knows_it_after_one_trial(run):
+    auto = ("model=linear", "mode=auto", "~auto.portfolio.max-autotune", "~auto.portfolio.default", "task=compile")
+    choices = [run(*auto).record["mode_choice"], run(*auto, "cache.on_miss=fail").record["mode_choice"]]
+    assert [choice["evidence"] for choice in choices] == ["measured", "known"]
+    for choice in choices:
+        assert {each["mode"]: each["reason"] for each in choice["candidates"]} == {"openvino": None, "eager": None}
+        assert choice["kept"] in {"openvino", "eager"}
+
+
 def test_another_version_of_it_is_another_request(run):
     run(*TRANSFORMER, "task=compile")
     upgrade = UNINSTALLED.replace("raise metadata.PackageNotFoundError(name)", 'return "2031.1"').replace(
