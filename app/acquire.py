@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import background, capturing, dependencies, lookup, names
+from .config import OPENVINO
 from .context import COMPILE_LOG, Context
-from .errors import AppError, EagerAskedError, MissError, StoreError, VerifyError
-from .fallback import jit_stages, step_to_jit
+from .errors import AppError, CompileError, EagerAskedError, MissError, StoreError, VerifyError
+from .fallback import COMPILED, jit_stages, step_to_jit
 from .keys import Key, request_key
 from .lookup import Found, NotFound
 from .monitor import performance_monitor
@@ -54,7 +55,7 @@ def acquire(context: Context, store: Store) -> Found:
     """
     record, phases, tier = context.record, context.phases, Tier(context, store)
     with phases("key"):
-        request = request_key(context.settings, context.device)
+        request = _request(context)
         named = dependencies.named_files(context.settings)
     record.key = KeyInfo(request.digest, None, dict(request.factors))
     with phases("lookup"):
@@ -92,7 +93,7 @@ def explain(context: Context, store: Store) -> list[dict[str, Any]]:
     Raises:
         AppError: the model doesn't build or export.
     """
-    request = request_key(context.settings, context.device)
+    request = _request(context)
     with context.phases("lookup"):
         found = lookup.find(store, request, dependencies.named_files(context.settings))
     if isinstance(found, Found):
@@ -106,6 +107,15 @@ def explain(context: Context, store: Store) -> list[dict[str, Any]]:
     known = ((each.provenance["model"], each.factors, None) for each in store.manifests())
     why = "; ".join(lookup.nearest(Key(made.factors), known))
     return [*rows, {"level": "graph", "answer": "miss", "object": made.object, "why": why}]
+
+
+def _request(context: Context) -> Key:
+    if context.settings.mode.engine == OPENVINO:
+        from .compiler import unable
+
+        if (why := unable(context.settings, context.device)) is not None:
+            raise CompileError(why)
+    return request_key(context.settings, context.device)
 
 
 def load(context: Context, found: Found) -> CompiledModel | JitModel:
@@ -252,7 +262,8 @@ def _worker(
 
     policy = context.settings.fallback
     is_live = context.settings.model.fingerprint is not None  # torch.compile's caches are of the program's own module
-    stages = [] if only_export or is_live else jit_stages(policy)
+    of_torch = context.settings.mode.rung == COMPILED  # what asks for another engine doesn't ask for torch.compile
+    stages = jit_stages(policy) if of_torch and not (only_export or is_live) else []
     own = store.trust.policy == "own"
     context.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:

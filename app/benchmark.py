@@ -11,9 +11,9 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from .capturing import rung_of
-from .config import BATCH
-from .context import Context, rungs_of
-from .fallback import COMPILED, CUDAGRAPH, EAGER, JIT
+from .config import BATCH, SERVING
+from .context import Context
+from .fallback import EAGER
 from .files import write_text
 from .measure.clock import clock_for
 from .measure.samples import Samples, measure, save_samples
@@ -40,7 +40,7 @@ def runners(context: Context, ladder: Ladder, model: Model | None) -> dict[str, 
     With CUDA graphs the same artifact without them is measured too.
     """
     found: dict[str, Model] = {EAGER: context.workload.module}
-    rungs = rungs_of(model, context.record.fallbacks)
+    rungs = context.rungs(model)
     if rungs:
         found |= {**dict(rungs[1:]), rungs[0][0]: ladder}
     if context.settings.precision.name != "fp32":
@@ -102,7 +102,7 @@ def fill(context: Context, samples: dict[str, Samples], sizes: list[int]) -> Non
         latency.setdefault(name, {})[size] = summarise(taken)
         record.warnings += stability_warnings(f"{name}, batch {size}", taken)
     record.latency_ms = latency
-    compiled = next((rung for rung in (CUDAGRAPH, COMPILED, JIT) if rung in latency), None)
+    compiled = next((rung for rung in SERVING if rung in latency), None)
     runner = compiled or (EAGER if precision == "fp32" else f"{EAGER}_{precision}")
     record.throughput_per_s = {str(size): 1000.0 * size / latency[runner][str(size)].p50 for size in sizes}
     ratios = {

@@ -10,11 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from . import acquire, capturing, evaluate, trial
-from .config import AUTO, BATCH, FLOORS, Settings
+from .config import AUTO, BATCH, FLOORS, SERVING, Settings
 from .context import Context
 from .errors import StoreError
 from .evidence import EAGER, Candidate, Evidence, Profile, Question, Run, best, candidates
-from .fallback import COMPILED, CUDAGRAPH, JIT
 from .record import ModeCandidate, ModeChoice, PrecisionCandidate, PrecisionChoice, Traits, now
 from .store import Store
 
@@ -79,7 +78,7 @@ def remember(context: Context) -> None:
     Not where these were chosen: what is measured more often than the others would sway the next choice.
     """
     record, settings, latency = context.record, context.settings, context.record.latency_ms or {}
-    rung = next((rung for rung in (CUDAGRAPH, COMPILED, JIT) if rung in latency), None)
+    rung = next((rung for rung in SERVING if rung in latency), None)
     chosen = record.mode_choice or record.precision_choice
     if rung is None or record.key is None or record.key.object is None or settings.cache.dir is None or chosen:
         return

@@ -22,7 +22,9 @@ DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "int16", "int32",
 # The relative L2 error that rounding makes, by precision: what conf/precision/ gives each.
 FLOORS = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 2e-3}
 AUTO = "auto"
-ENGINES = ("aoti", "eager")
+OPENVINO = "openvino"
+# What compiles a mode -> the rung that serves it.
+ENGINES = {"aoti": "compiled", OPENVINO: OPENVINO, "eager": "eager"}
 PLACEMENTS = ("frozen", "external")
 ACTIONS = ("warn", "raise")
 ON_MISS = ("compile", "background", "eager", "fail")
@@ -38,7 +40,8 @@ TARGETS = ("native", "x86-64-v2", "x86-64-v3", "x86-64-v4")
 SDPA_BACKENDS = ("flash", "mem_efficient", "math")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 BATCH = "batch"
-RUNGS = ("cudagraph", "compiled", "jit", "eager")
+RUNGS = ("cudagraph", "compiled", OPENVINO, "jit", "eager")
+SERVING = RUNGS[:-1]  # by something that was compiled
 PLANS = ("kept", "measure", "off")
 EVIDENCE = ("kept", "measure")
 SOURCES = ("none", "digits", "csv", "npz", "jsonl", "custom", "sentences", "workload")
@@ -189,12 +192,17 @@ class ModeConfig:
     """What `torch.compile`'s mode names mean here."""
 
     name: str = steers("default", "the name in tables, or auto; what it resolves to is the factor")
-    engine: str = factor("aoti", "aoti (compiled ahead of time) or eager")
+    engine: str = factor("aoti", "aoti (compiled ahead of time), openvino, or eager")
     inductor: dict[str, Any] = factor({}, "options of torch._inductor.config")
     wants_graphs: bool = steers(False, "the mode asks for CUDA graphs")
 
     def __post_init__(self) -> None:
         choose("mode.engine", self.engine, ENGINES)
+
+    @property
+    def rung(self) -> str:
+        """The rung that serves what the engine makes."""
+        return ENGINES[self.engine]
 
 
 @dataclass(frozen=True)
@@ -630,6 +638,8 @@ class Settings:
             self.graphs.check_sizes(dims)
             low, high, size = dims[BATCH].min, dims[BATCH].max, self.auto.batch
             require("auto.batch", size, size is None or low <= size <= high, f"null or {low} to {high}")
+        rungs, rung = self.fallback.rungs, self.mode.rung
+        require("fallback.rungs", rungs, rung in rungs or rungs == ["eager"], f"only eager, or a list with {rung}")
         frozen = self.weights.placement == "frozen"
         if self.mode.inductor.get("freezing", frozen) and not frozen:
             raise ConfigError("mode.inductor.freezing bakes the weights in: it can't go with weights=external")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,15 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COMPILE_LOG = "compile.log"  # in a run's folder: all that was printed while its model was exported and compiled
-
-
-def rungs_of(model: Callable[..., Any] | None, steps: Sequence[Fallback]) -> list[tuple[str, Callable[..., Any]]]:
-    """What a model serves by, best first: with CUDA graphs it is two rungs."""
-    if model is None:
-        return []
-    if getattr(model, "captured", ()):
-        return [(CUDAGRAPH, model), (COMPILED, model.as_it_is)]  # type: ignore[attr-defined]
-    return [(served(steps), model)]
 
 
 class _Eager:
@@ -109,12 +100,24 @@ class Context:
         """The settings that the compile worker builds the model from."""
         return self.settings
 
+    def served(self, model: Callable[..., Any] | None = None) -> str:
+        """The rung that serves after the steps so far: the mode's own, if there were none and no CUDA graphs."""
+        return served(self.record.fallbacks, CUDAGRAPH if getattr(model, "captured", ()) else self.settings.mode.rung)
+
+    def rungs(self, model: Callable[..., Any] | None) -> list[tuple[str, Callable[..., Any]]]:
+        """What a model serves by, best first: with CUDA graphs it is two rungs."""
+        if model is None:
+            return []
+        if getattr(model, "captured", ()):
+            return [(CUDAGRAPH, model), (COMPILED, model.as_it_is)]  # type: ignore[attr-defined]
+        return [(self.served(), model)]
+
     def on_ladder(self, model: Callable[..., Any] | None) -> Ladder:
         """The model with the rungs beneath it; eager is built when a call needs it."""
         elsewhere = not (self.settings.model.target or self.settings.model.program or "workload" in self.__dict__)
         eager = [] if elsewhere and model is not None else [(EAGER, _Eager(self))]
         return Ladder(
-            [*rungs_of(model, self.record.fallbacks), *eager],
+            [*self.rungs(model), *eager],
             self.settings.fallback,
             self.note,
             self.record.fallbacks,

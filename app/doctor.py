@@ -17,6 +17,7 @@ STORING = ("cache folder", "cache privacy", "cache file system", "trust")
 NEEDS: Mapping[str, Sequence[str]] = {
     "cudagraph": ("GPU", "torch CUDA", "torch", "loaders", "target", "compiler", *STORING),
     "compiled": ("torch", "loaders", "target", "compiler", *STORING),
+    "openvino": ("torch", "target", "extra openvino", *STORING),
     "jit": ("torch", "compiler", *STORING),
     "eager": ("torch",),
 }

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import environment, lookup, structured
+from .compiler import unable
 from .config import AUTO, FLOORS, ModeConfig, PrecisionConfig, Settings
 from .dependencies import named_files
 from .errors import StoreError
-from .fallback import COMPILED
 from .keys import digest, request_key
 from .record import PrecisionCandidate
 from .store import Store
@@ -132,9 +132,10 @@ def best(known: Mapping[str, Evidence], question: Question) -> str | None:
 
 def candidates(given: Settings, device: str) -> dict[str, Candidate]:
     """All that settings with an `auto` may come to, by name; modes that come to the same code here are one."""
-    modes = list(given.auto.portfolio.values()) if given.mode.name == AUTO else [given.mode]
-    if COMPILED not in given.fallback.rungs and given.mode.name == AUTO:
-        modes = [EAGER.mode]
+    modes = [given.mode]
+    if given.mode.name == AUTO:
+        served = [mode for mode in given.auto.portfolio.values() if mode.rung in given.fallback.rungs]
+        modes = [mode for mode in served if unable(replace(given, mode=mode), device) is None] or [EAGER.mode]
     precisions = list(FLOORS) if given.precision.name == AUTO else [given.precision.name]
     found = [Candidate(mode, precision) for mode in modes for precision in precisions]
     unlike = {request_key(each.of(given), device).digest: each for each in reversed(found)}

@@ -29,6 +29,7 @@ SOURCE = '#include <vector>\nextern "C" int probe() { return int(std::vector<int
 FLAGS = ("-shared", "-fPIC", "-fopenmp")
 TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
 EXTRAS = {
+    "openvino": "openvino",
     "signing": "cryptography",
     "remote": "fsspec",
     "s3": "s3fs",

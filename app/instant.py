@@ -24,7 +24,7 @@ from . import dependencies, environment, lookup, names, planning, structured
 from .composed import settings_of
 from .config import CacheConfig, NumericsConfig, Settings, user_cache_dir
 from .errors import AppError, ConfigError, InputError, LoadError, MissError, OutputError, VerifyError
-from .fallback import COMPILED, EAGER
+from .fallback import COMPILED
 from .keys import request_key
 from .lookup import Found, NotFound
 from .record import VerifyInfo
@@ -121,8 +121,8 @@ def _check(settings: Settings) -> None:
         why = f"device={settings.device} is no CPU"
     elif settings.has_auto:
         why = "mode=auto and precision=auto choose while torch is there: name what they chose"
-    elif settings.mode.engine == EAGER:
-        why = f"mode={settings.mode.name} runs the module itself"
+    elif settings.mode.rung != COMPILED:
+        why = f"mode={settings.mode.name} is served by {settings.mode.rung}"
     elif settings.numerics != NumericsConfig():
         why = "numerics are switches of Python's torch"
     if why is not None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .config import AUTO, Settings
-from .environment import python_version, target, toolchain
+from .config import AUTO, OPENVINO, Settings
+from .environment import installed, python_version, target, toolchain
 from .errors import ConfigError
 
 # Raise it when the same factors come to mean other code: a change of what compiler/ does, say.
@@ -124,6 +124,8 @@ def request_key(settings: Settings, device: str) -> Key:
         "toolchain": {**toolchain(), "python": python_version()},
         "target": target(device, settings.target),
     }
+    if settings.mode.engine == OPENVINO:  # no factor of what others compile, which outlives an update of it
+        factors["toolchain"][OPENVINO] = installed(OPENVINO)
     try:
         canonical(factors)
     except (TypeError, ValueError) as error:
@@ -148,4 +150,7 @@ def object_key(request: Key, *, graph: Mapping[str, Any], weights: Mapping[str, 
         "graph": graph,
         "weights": {**request.factors["weights"], **weights},
     }
+    engine = request.factors["mode"]["engine"]
+    if engine == OPENVINO:  # which is told the arithmetic beside the graph
+        factors |= {"engine": engine, "precision": request.factors["precision"]["name"]}
     return Key(factors)

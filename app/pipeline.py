@@ -12,7 +12,7 @@ from .benchmark import benchmark, measure_memory, sweep
 from .context import Context
 from .dependencies import named_files
 from .errors import AppError, CaptureError, LoadError
-from .fallback import COMPILED, CUDAGRAPH, EAGER, served, step_down
+from .fallback import EAGER, step_down
 from .lookup import Found
 from .store import Store
 
@@ -39,13 +39,12 @@ def run(context: Context) -> None:
     with falling_back(context):
         choose.resolve(context, job)
     compiled = None
-    if context.settings.mode.engine == EAGER or COMPILED not in context.settings.fallback.rungs:
+    if context.settings.mode.rung == EAGER or context.settings.mode.rung not in context.settings.fallback.rungs:
         context.record.rung = EAGER
     else:
         with falling_back(context), opened(context) as store:
             compiled = obtain(context, store)
-            best = CUDAGRAPH if getattr(compiled, "captured", ()) else COMPILED
-            context.record.rung = served(context.record.fallbacks, best)
+            context.record.rung = context.served(compiled)
     if task == "benchmark":
         ladder = benchmark(context, compiled)
         choose.remember(context)
@@ -112,5 +111,5 @@ def falling_back(context: Context) -> Iterator[None]:
     try:
         yield
     except AppError as error:
-        context.step(step_down(error, context.settings.fallback, served(context.record.fallbacks)))
+        context.step(step_down(error, context.settings.fallback, context.served()))
         context.record.rung = EAGER

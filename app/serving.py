@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from . import acquire, background, capturing, planning
 from .config import Settings
-from .context import Context, rungs_of
+from .context import Context
 from .errors import AppError, EagerAskedError, ExportError
-from .fallback import COMPILED, CUDAGRAPH, EAGER, served, step_down
+from .fallback import EAGER, step_down
 from .lookup import Found
 from .progress import Phases
 from .record import Record
@@ -66,7 +66,7 @@ def serve(context: Context, *, exporting: bool = False) -> Ladder:
     record.device, record.rung = context.device, EAGER
     try:
         _choose(context)
-        if context.settings.mode.engine == EAGER or COMPILED not in settings.fallback.rungs:
+        if context.settings.mode.rung == EAGER or context.settings.mode.rung not in settings.fallback.rungs:
             return context.on_ladder(None)
         with acquire.opened(context) as store:
             return from_store(context, store, acquire.acquire(context, store))
@@ -75,7 +75,7 @@ def serve(context: Context, *, exporting: bool = False) -> Ladder:
     except AppError as error:
         if exporting and isinstance(error, ExportError):
             raise
-        context.step(step_down(error, settings.fallback, served(record.fallbacks)))
+        context.step(step_down(error, settings.fallback, context.served()))
         record.rung = EAGER
         return context.on_ladder(None)
     finally:
@@ -95,7 +95,7 @@ def from_store(context: Context, store: Store, found: Found) -> Ladder:
     model = acquire.load(context, found)
     capturing.capture(context, model, comparing=False)
     planning.settle(context, store, found, model, measuring=False)
-    context.record.rung = served(context.record.fallbacks, CUDAGRAPH if getattr(model, "captured", ()) else COMPILED)
+    context.record.rung = context.served(model)
     return context.on_ladder(model)
 
 
@@ -144,7 +144,7 @@ def _swap_in(settings: Settings, folder: Path, ladder: Ladder) -> None:
     except AppError as error:
         logger.warning("background: eager goes on serving: %s (see %s)", error.message, folder)
         return
-    rungs = rungs_of(model, context.record.fallbacks)
+    rungs = context.rungs(model)
     ladder.put_on_top(rungs)
     logger.info("background: %s serves from now on", rungs[0][0])
     shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,6 @@ from .config import BATCH, EvaluateConfig, Settings
 from .context import Context
 from .errors import AppError, StoreError
 from .evidence import EAGER, Candidate, Evidence, Question, Run
-from .fallback import COMPILED, served
 from .fallback import EAGER as EAGER_RUNG
 from .keys import digest
 from .measure.clock import clock_for
@@ -136,12 +135,12 @@ def _try(
     inner = context.beside(settings, folder, record)
     evidence, model = Evidence([]), None
     try:
-        if settings.mode.engine != EAGER.mode.engine and COMPILED in settings.fallback.rungs:
+        if settings.mode.rung != EAGER_RUNG and settings.mode.rung in settings.fallback.rungs:
             model = load(inner, acquire(inner, store))
             capturing.capture(inner, model, comparing=False)
             assert record.key is not None
             evidence = Evidence([record.key.request, str(record.key.object)])
-        record.rung = served(record.fallbacks) if model is not None else EAGER_RUNG
+        record.rung = inner.served() if model is not None else EAGER_RUNG
         ladder = inner.on_ladder(model)
         if question.judge is not None:
             verdict = _judged(context, inner, job, ladder, candidate.precision)

@@ -223,7 +223,11 @@ def test_settings_survive_the_way_to_the_worker():
         ({"graphs": {"batch_sizes": [1025]}}, ["graphs.batch_sizes", "1025", "1 to 1024"]),
         ({"nonsense": 1}, ["nonsense", "valid: model, mode,", "debug"]),
         ({"measure": {"warm": 1}}, ["measure.warm", "valid: warmup, min_samples, max_samples, budget_s"]),
-        ({"mode": {"engine": "tvm"}}, ["mode.engine='tvm'", "aoti, eager"]),
+        ({"mode": {"engine": "tvm"}}, ["mode.engine='tvm'", "aoti, openvino, eager"]),
+        (
+            {"mode": {"engine": "openvino"}, "fallback": {"rungs": ["compiled", "eager"]}},
+            ["fallback.rungs", "openvino"],
+        ),
         ({"mode": {"name": "auto"}}, ["auto.portfolio=[]", "modes of different names"]),
         (
             {"mode": {"name": "auto"}, "auto": {"portfolio": {"a": {"name": "auto"}}}},

@@ -30,7 +30,8 @@ def examine(context_of, tmp_path):
 
 
 def oks(rows):
-    return [rows[f"rung {rung}"]["ok"] for rung in RUNGS]
+    """Of the rungs that need nothing but torch and a machine."""
+    return [rows[f"rung {rung}"]["ok"] for rung in RUNGS if rung != "openvino"]
 
 
 def test_a_machine_with_a_compiler_and_no_gpu_has_all_rungs_but_graphs(examine, monkeypatch, tmp_path):
@@ -42,6 +43,18 @@ def test_a_machine_with_a_compiler_and_no_gpu_has_all_rungs_but_graphs(examine, 
     assert "NVIDIA" in rows["GPU"]["advice"]
     assert environment.torch_version()["version"] in rows["torch"]["found"]
     assert not (tmp_path / "store").exists()  # it looks, and makes nothing
+
+
+@pytest.mark.parametrize(
+    ("version", "found"), [("2026.4.1", "all that it needs"), (None, "openvino is not installed")]
+)
+def test_openvino_serves_where_it_is_installed_and_needs_no_compiler(examine, monkeypatch, version, found):
+    monkeypatch.setattr(environment, "installed", lambda _: version)
+    monkeypatch.setenv("CXX", "/nonexistent")
+    row = examine()["rung openvino"]
+    assert row["ok"] == (version is not None)
+    assert found in row["found"]
+    assert version or "pip install 'aot-app[openvino]'" in row["advice"]
 
 
 @pytest.mark.parametrize("compiler", ["/nonexistent", "'unbalanced", "true", "false"])

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.config import FLOORS, ModeConfig
+from app.environment import installed
 from app.evidence import EAGER, FOLDER, MOST_RUNS, Candidate, Evidence, Profile, Question, Run, best, candidates
 from app.keys import request_key
 from app.record import PrecisionCandidate, Traits
@@ -16,6 +17,8 @@ from app.store import Store, Trust
 from app.trial import ordered
 
 AT_8 = Question(batch=8, judge=None, budget_s=60.0)
+# A candidate where it is installed.
+OPENVINO = ["openvino"] if installed("openvino") else []
 OBJECT, OTHER = "a" * 64, "b" * 64
 
 
@@ -71,7 +74,7 @@ def test_what_a_budget_left_out_is_tried_with_a_larger_one():
 
 def test_auto_stands_for_the_portfolio_in_each_precision(compose_settings):
     found = candidates(compose_settings(["model=linear", "mode=auto", "precision=auto"]), "cpu")
-    modes = ("max-autotune", "default", "eager")
+    modes = ("max-autotune", "default", "eager", *OPENVINO)
     assert set(found) == {f"{mode}/{precision}" for mode in modes for precision in FLOORS}
     assert set(candidates(compose_settings(["model=linear", "mode=auto"]), "cpu")) == {
         f"{mode}/fp32" for mode in modes
@@ -81,9 +84,17 @@ def test_auto_stands_for_the_portfolio_in_each_precision(compose_settings):
 def test_modes_of_the_same_code_are_tried_once(compose_settings):
     more = ["model=linear", "mode=auto", "+mode@auto.portfolio.again=reduce-overhead"]
     unlike = [*more, "+auto.portfolio.again.inductor.epilogue_fusion=false"]
-    names = {"max-autotune/fp32", "default/fp32", "eager/fp32"}
+    names = {"max-autotune/fp32", "default/fp32", "eager/fp32", *(f"{mode}/fp32" for mode in OPENVINO)}
     assert set(candidates(compose_settings(more), "cpu")) == names
     assert set(candidates(compose_settings(unlike), "cpu")) == {*names, "reduce-overhead/fp32"}
+
+
+@pytest.mark.parametrize("argument", ["weights=external", "target=x86-64-v2", "fallback.rungs=[compiled,eager]"])
+def test_what_cannot_be_had_here_is_no_candidate(compose_settings, monkeypatch, argument):
+    monkeypatch.setattr("app.compiler.installed", lambda _: "2026.4.1")
+    asked = ["model=linear", "mode=auto"]
+    assert "openvino/fp32" in candidates(compose_settings(asked), "cpu")
+    assert "openvino/fp32" not in candidates(compose_settings([*asked, argument]), "cpu")
 
 
 def test_a_portfolio_changes_no_key(compose_settings):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.config import InputConfig, ModelConfig, Settings
+from app.config import InputConfig, ModeConfig, ModelConfig, PrecisionConfig, Settings
 from app.errors import ConfigError
 from app.keys import Key, canonical, digest, object_key, request_key
 
@@ -174,6 +174,19 @@ def test_what_the_program_was_built_from_is_not(path):
     before, changed = request(), Key(put(dict(request().factors), path, "another"))
     assert changed.digest != before.digest
     assert object_key(changed, graph={}, weights={}).digest == object_key(before, graph={}, weights={}).digest
+
+
+def test_openvino_s_version_and_arithmetic_are_factors_of_what_it_compiles_alone(monkeypatch):
+    def digests(engine, version, precision="fp32"):
+        monkeypatch.setattr("app.keys.installed", lambda _: version)
+        model = ModelConfig(target="m:build", inputs=[InputConfig("x", ["batch"])])
+        asked = Settings(model, ModeConfig(engine=engine), PrecisionConfig(precision))
+        key = request_key(asked, "cpu")
+        return {key.digest, object_key(key, graph={}, weights={}).digest}
+
+    assert digests("aoti", "2026.4") == digests("aoti", None)
+    others = [("aoti", None), ("openvino", "2026.4"), ("openvino", "2026.5"), ("openvino", "2026.5", "bf16")]
+    assert len(set().union(*(digests(*each) for each in others))) == 8
 
 
 def test_a_factor_without_canonical_form_is_an_error_and_not_a_digest():

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import errors
-from ..config import Settings
-from ..environment import LIMITS, compiler, import_path, torch_version
+from ..config import OPENVINO, Settings
+from ..environment import LIMITS, compiler, import_path, installed, torch_version
 from ..errors import AppError, CompileError
 from ..files import sha256_of
 from ..keys import Key, digest
@@ -44,6 +44,21 @@ sys.path[:] = boot["path"]
 importlib.import_module(boot["module"]).main()
 """
 _LAST_LINES = 12
+
+
+def unable(settings: Settings, device: str) -> str | None:
+    """Why the mode's engine can't make an artifact as it is asked for, on any model; None where it may try."""
+    if settings.mode.engine != OPENVINO:
+        return None
+    if device != "cpu":
+        return f"OpenVINO serves on the CPU, and the device is {device}; set device=cpu"
+    if not settings.inductor_options["freezing"]:
+        return "OpenVINO bakes the weights into the artifact; set weights=frozen"
+    if settings.target != "native":
+        return f"OpenVINO takes the kernels of the processor that it runs on, and target={settings.target}"
+    if installed(OPENVINO) is None:
+        return "OpenVINO is not installed; pip install 'aot-app[openvino]'"
+    return None
 
 
 @dataclass(frozen=True)

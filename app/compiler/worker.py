@@ -209,6 +209,7 @@ def _compile(
     device, staging = request["device"], Path(request["staging"])
     made = prepare(settings, request["factors"], device, phase, built)
     # not before the model is built: what is loaded by then counts as read for it
+    from ..config import OPENVINO
     from ..lookup import open_store
     from ..store import Hit
     from ..verify import Judge
@@ -237,9 +238,14 @@ def _compile(
         phase("compile")
         folder = staging / ARTIFACT
         folder.mkdir()
-        result["provenance"] = {"compiler": lower.check_compiler()}
-        lower.lower(made.exported, settings.inductor_options, folder, staging / "lowered")
         content = {"spec": made.exported.spec.to_json(), "constants": None}
+        if settings.mode.engine == OPENVINO:
+            from . import openvino
+
+            content |= openvino.lower(made.exported, settings.precision.name, folder)
+        else:
+            result["provenance"] = {"compiler": lower.check_compiler()}
+            lower.lower(made.exported, settings.inductor_options, folder, staging / "lowered")
     if weights is not None:
         weights.mkdir()
         content["constants"] = lower.save_weights(made.exported, folder, device, weights, unwrapped(made.module)[1])

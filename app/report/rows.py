@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .. import structured
+from ..config import SERVING
 from ..measure.samples import Samples, load_samples
 from ..measure.statistics import Latency
 from ..record import EvaluationInfo, Memory, Record, RunError
@@ -19,7 +20,6 @@ from ..record import EvaluationInfo, Memory, Record, RunError
 T = TypeVar("T")
 
 EAGER = "eager"
-SERVING = ("cudagraph", "compiled", "jit")  # runners, the best first
 MAKING = ("worker", "export", "compile", "publish", "plan")  # phases that a direct hit is spared
 SHORTEST_MS = 1e-6  # less than the clock tells is no gain
 SAME = (  # fields of a record that a row has as they are

@@ -16,12 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import __version__, structured
+from ..config import SERVING
 from ..errors import OutputError
 from ..measure.statistics import Speedup, quotient
 from ..record import Memory
 from . import rows as reading
 from .console import figure, print_note
-from .rows import SERVING, Row, Timing
+from .rows import Row, Timing
 
 if TYPE_CHECKING:
     from rich.console import Console

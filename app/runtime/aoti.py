@@ -17,6 +17,7 @@ import torch
 
 from ..errors import LoadError
 from .container import Container, functions_of
+from .runner import Runner
 from .tensors import TensorHandles
 
 # Beside a library: the operators that it calls by name, through torch's dispatcher. Only torch's class reads it.
@@ -25,8 +26,8 @@ OPERATORS = ".json"
 Run = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 
 
-class AotiRunner:
-    """One loaded library: tensors in, tensors out, nothing of them checked. Any number of threads may call it.
+class AotiRunner(Runner):
+    """One loaded library.
 
     On the CPU calls go over the C interface. On a GPU a call launches work and comes back, so that the GIL is held
     for microseconds, and torch's class finds the current stream itself; its single-threaded calls need the interface.
@@ -41,10 +42,6 @@ class AotiRunner:
         single_threaded: One call at a time, without the library's own bookkeeping of finished calls: a CUDA graph
             can't capture that (pytorch#148601). Where it can't be had, `uncapturable` says why.
         binding: Call torch's own class, which holds the GIL, wherever it runs.
-
-    Attributes:
-        constants: The external weights that the library reads.
-        uncapturable: Why it isn't loaded so that CUDA graphs can be captured.
 
     Raises:
         LoadError: the library can't be loaded into this process.
@@ -61,7 +58,7 @@ class AotiRunner:
         binding: bool = False,
     ) -> None:
         self.constants = dict(constants or {})
-        self.uncapturable: str | None = None if single_threaded else "it is loaded for many calls at a time"
+        self.uncapturable = None if single_threaded else "it is loaded for many calls at a time"
         self._borrow: Callable[[Mapping[str, torch.Tensor]], None]
         try:
             self._run = self._loaded(library, device, num_runners, single_threaded, binding)
@@ -97,10 +94,6 @@ class AotiRunner:
             self._borrow(self.constants)
         run: Run = runner.run
         return run
-
-    def addresses(self) -> tuple[int, ...]:
-        """Where the external weights lie."""
-        return tuple(tensor.data_ptr() for tensor in self.constants.values())
 
     def borrow(self, constants: Mapping[str, torch.Tensor]) -> None:
         """Have the library read these tensors from now on; not while a call runs."""

@@ -21,6 +21,7 @@ from ..errors import InputError, LoadError
 from .batches import Arrays
 from .container import Address, Container, functions_of
 from .model import LIBRARY, WEIGHTS, CompiledModel
+from .runner import Runner
 from .spec import Boundary, CallSpec
 
 _POINTER, _INT64, _INT32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
@@ -233,7 +234,7 @@ def _lengths(numbers: tuple[int, ...]) -> Any:
     return (_INT64 * len(numbers))(*numbers)
 
 
-class ArrayRunner:
+class ArrayRunner(Runner):
     """A loaded library: arrays in, arrays out, nothing of them checked. Any number of threads may call it.
 
     Args:
@@ -246,7 +247,7 @@ class ArrayRunner:
         LoadError: the library can't be loaded, or asks for more than the C interface has.
     """
 
-    uncapturable: str | None = "arrays are on the CPU"
+    uncapturable = "numpy's arrays are on the CPU"
 
     def __init__(
         self,
@@ -269,7 +270,7 @@ class ArrayRunner:
         except (OSError, RuntimeError) as error:
             raise LoadError(f"{library.name} can't be loaded: {str(error).strip().partition(chr(10))[0]}") from error
 
-    def __call__(self, values: list[Any], /) -> list[Any]:
+    def __call__(self, values: list[Any]) -> list[Any]:
         """Run the compiled program."""
         outputs = self._container.run(list(zip(values, self._dtypes, strict=True)))
         # an input that is given back: its handle doesn't keep the caller's memory
@@ -277,15 +278,6 @@ class ArrayRunner:
             np.array(output) if output is not None and any(np.may_share_memory(output, v) for v in values) else output
             for output in outputs
         ]
-
-    def addresses(self) -> tuple[int, ...]:
-        """Where the external weights lie."""
-        return tuple(array.ctypes.data for array, _ in self.constants.values())
-
-    def borrow(self, constants: Mapping[str, Any]) -> None:
-        """Have the library read these weights from now on; not while a call runs."""
-        self._container.borrow(constants)
-        self.constants = dict(constants)
 
 
 def load(

@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from ..config import BATCH
+from ..config import BATCH, OPENVINO
 from ..errors import CaptureError, InputError, LoadError
 from .ladder import InEvalMode
 from .plans import Latencies, Plan, Planner, Step
+from .runner import Runner
 from .spec import Boundary, CallSpec
 
 if TYPE_CHECKING:
@@ -34,27 +35,6 @@ WEIGHTS = "weights.safetensors"
 _BY_SIZE = ("replayed", "skipped", "bytes_by_size")
 # The bucket of every dimension but the batch, in their order.
 Others = tuple[int, ...]
-
-
-class Runner(Protocol):
-    """A loaded library: values in, values out, nothing of them checked."""
-
-    uncapturable: str | None
-    """Why no CUDA graph can hold its calls."""
-    constants: dict[str, Any]
-    """The external weights that it reads, by the library's own names."""
-
-    def __call__(self, values: list[Any], /) -> list[Any]:
-        """Run the program."""
-        ...
-
-    def addresses(self) -> tuple[int, ...]:
-        """Where the external weights lie."""
-        ...
-
-    def borrow(self, constants: Mapping[str, Any]) -> None:
-        """Have the library read these weights from now on; not while a call runs."""
-        ...
 
 
 class CompiledModel(InEvalMode):
@@ -372,11 +352,12 @@ def load(
     single_threaded: bool = False,
     buckets: Mapping[str, Sequence[int]] | None = None,
 ) -> CompiledModel:
-    """Load the library of an artifact.
+    """Load an artifact by its engine.
 
     Args:
         folder: Where the artifact's files are.
-        content: The manifest's content: `spec`, and `constants` where the weights are external.
+        content: The manifest's content: `spec`, `constants` where the weights are external, and another engine than
+            AOTInductor.
         device: `cpu` or `cuda:N`.
         weights: The folder of the weights' object, for external weights.
         num_runners: How many calls may run at the same time.
@@ -394,9 +375,15 @@ def load(
         if weights is None:
             raise LoadError("the artifact's weights are external, and none were given")
         constants = load_constants(weights / WEIGHTS, content["constants"], device)
-    runner = AotiRunner(
-        folder / LIBRARY, device, num_runners=num_runners, constants=constants, single_threaded=single_threaded
-    )
+    runner: Runner
+    if content.get("engine") == OPENVINO:
+        from .openvino import BLOB, OpenVinoRunner
+
+        runner = OpenVinoRunner(folder / BLOB, content["precision"], num_runners=num_runners)
+    else:
+        runner = AotiRunner(
+            folder / LIBRARY, device, num_runners=num_runners, constants=constants, single_threaded=single_threaded
+        )
     return CompiledModel(
         runner,
         TensorBoundary(CallSpec.from_json(content["spec"]), device),

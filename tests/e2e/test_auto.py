@@ -46,6 +46,7 @@ def run(run_app, module_file, fresh_store):
 
     def started(name, *args):
         target = ["model=custom", f"model.target={name}:build", INPUTS, "graphs.batch_sizes=[4]"]
+        target.append("fallback.rungs=[compiled,jit,eager]")  # whatever else is installed here
         return run_app([*target, f"cache.dir={fresh_store}", *args], env=module_file.env)
 
     return started
