@@ -199,7 +199,7 @@ class ModeConfig:
 
 @dataclass(frozen=True)
 class AutoConfig:
-    """How mode=auto and precision=auto choose: by what was measured here before, otherwise by trying."""
+    """How mode, precision and weights=auto choose: by what was measured here before, otherwise by trying."""
 
     portfolio: dict[str, ModeConfig] = steers(
         {}, "the modes that mode=auto chooses from; conf/mode/auto.yaml lists them"
@@ -233,10 +233,13 @@ class PrecisionConfig:
 class WeightsConfig:
     """Where the weights live."""
 
-    placement: str = factor("frozen", "frozen (baked into the artifact) or external (memory-mapped beside it)")
+    placement: str = factor(
+        "frozen",
+        "frozen (baked into the artifact), external (memory-mapped beside it), or auto (the key holds which)",
+    )
 
     def __post_init__(self) -> None:
-        choose("weights.placement", self.placement, PLACEMENTS)
+        choose("weights.placement", self.placement, (*PLACEMENTS, AUTO))
 
 
 @dataclass(frozen=True)
@@ -590,7 +593,7 @@ class Settings:
     model: ModelConfig = factor(ModelConfig, "what is built")
     mode: ModeConfig = factor(ModeConfig, "how it is compiled")
     precision: PrecisionConfig = factor(PrecisionConfig, "in which arithmetic")
-    auto: AutoConfig = steers(AutoConfig, "how mode=auto and precision=auto choose")
+    auto: AutoConfig = steers(AutoConfig, "how mode, precision and weights=auto choose")
     weights: WeightsConfig = factor(WeightsConfig, "where its weights live")
     graphs: GraphsConfig = steers(GraphsConfig, "batch sizes")
     fallback: FallbackConfig = steers(FallbackConfig, "what failures do")
@@ -630,8 +633,7 @@ class Settings:
             self.graphs.check_sizes(dims)
             low, high, size = dims[BATCH].min, dims[BATCH].max, self.auto.batch
             require("auto.batch", size, size is None or low <= size <= high, f"null or {low} to {high}")
-        frozen = self.weights.placement == "frozen"
-        if self.mode.inductor.get("freezing", frozen) and not frozen:
+        if self.weights.placement == "external" and self.mode.inductor.get("freezing"):
             raise ConfigError("mode.inductor.freezing bakes the weights in: it can't go with weights=external")
 
     @classmethod
