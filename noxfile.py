@@ -114,9 +114,11 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """Look at the summary's page in the system's Chromium, which the test names where it is missing."""
+    """Open the summary's page and a trace in the system's Chromium, which the tests name where it is missing."""
     session.install("-e", ".", *group("test", "browser"))
-    session.run("python", "-m", "pytest", "tests/report/test_page.py", *session.posargs)
+    session.run(
+        "python", "-m", "pytest", "tests/report/test_page.py", "tests/monitor/test_trace_opens.py", *session.posargs
+    )
 
 
 @nox.session

@@ -37,7 +37,7 @@ _DEFAULTS: ContextVar[tuple[str, ...]] = ContextVar("app_session", default=())
 # What `info` holds of a record.
 _INFO = (
     "model", "mode", "precision", "weights", "device", "key", "cache", "rung", "fallbacks", "phases_s", "verify",
-    "mode_choice", "precision_choice", "warnings", "artifact_dir",
+    "mode_choice", "precision_choice", "weights_choice", "warnings", "artifact_dir",
 )  # fmt: skip
 
 

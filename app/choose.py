@@ -1,4 +1,4 @@
-"""mode=auto and precision=auto: the fastest candidate that passes, resolved before the key is made.
+"""mode=auto, precision=auto, weights=auto: the fastest candidate that passes, resolved before the key is made.
 
 What earlier runs measured decides. Where that isn't enough the candidates are tried, and what comes of it is kept.
 """
@@ -10,11 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 from . import acquire, capturing, evaluate, trial
-from .config import AUTO, BATCH, FLOORS, SERVING, Settings
+from .config import AUTO, BATCH, FLOORS, PLACEMENTS, SERVING, Settings
 from .context import Context
 from .errors import StoreError
 from .evidence import EAGER, Candidate, Evidence, Profile, Question, Run, best, candidates
-from .record import ModeCandidate, ModeChoice, PrecisionCandidate, PrecisionChoice, Traits, now
+from .record import (
+    ModeCandidate,
+    ModeChoice,
+    PrecisionCandidate,
+    PrecisionChoice,
+    Traits,
+    WeightsCandidate,
+    WeightsChoice,
+    now,
+)
 from .store import Store
 
 Rows = list[dict[str, Any]]
@@ -49,6 +58,7 @@ def resolve(context: Context, job: evaluate.Job | None) -> None:
         context.record.mode = kept.mode.name
     finally:
         context.settings, context.record.precision = kept.of(given), kept.precision
+        context.record.weights = context.settings.weights.placement
 
 
 def explain(context: Context, store: Store) -> Rows:
@@ -79,7 +89,7 @@ def remember(context: Context) -> None:
     """
     record, settings, latency = context.record, context.settings, context.record.latency_ms or {}
     rung = next((rung for rung in SERVING if rung in latency), None)
-    chosen = record.mode_choice or record.precision_choice
+    chosen = record.mode_choice or record.precision_choice or record.weights_choice
     if rung is None or record.key is None or record.key.object is None or settings.cache.dir is None or chosen:
         return
     p50 = {name: {size: found.p50 for size, found in sizes.items()} for name, sizes in latency.items()}
@@ -118,6 +128,8 @@ def _choose(context: Context, store: Store, job: evaluate.Job | None) -> Candida
     kept, record = options[name], context.record
     if given.mode.name == AUTO:
         record.mode_choice = _mode_choice(options, kept, known, question, traits, measured=measured)
+    if kept.placement is not None:
+        record.weights_choice = _weights_choice(kept, known, question)
     if given.precision.name == AUTO:
         record.precision_choice = _precision_choice(kept, known, question, "evaluation" if job else "float64")
     return kept
@@ -152,6 +164,7 @@ def _mode_choice(
     measured: bool,
 ) -> ModeChoice:
     runs = {run.at for each in known.values() for run in each.runs if str(question.batch) in run.p50_ms}
+    places = {None, kept.placement or PLACEMENTS[0]}
     return ModeChoice(
         kept=kept.mode.name,
         precision=kept.precision,
@@ -165,6 +178,7 @@ def _mode_choice(
                 options[name].mode.name, options[name].precision, each.speedup(question.batch), each.refusal(question)
             )
             for name, each in known.items()
+            if options[name].placement in places
         ],
     )
 
@@ -174,8 +188,19 @@ def _precision_choice(
 ) -> PrecisionChoice:
     found = []
     for precision in FLOORS:
-        evidence = known[Candidate(kept.mode, precision).name]
+        evidence = known[replace(kept, precision=precision).name]
         failed = PrecisionCandidate(precision, passed=False, reason=evidence.reason)
         verdict = evidence.judged.get(question.judge or "", failed)
         found.append(replace(verdict, p50_ms=evidence.p50_ms(question.batch)))
     return PrecisionChoice(kept.precision, judge, question.batch, found)
+
+
+def _weights_choice(kept: Candidate, known: Mapping[str, Evidence], question: Question) -> WeightsChoice:
+    assert kept.placement is not None
+    places = {place: known.get(replace(kept, placement=place).name) for place in PLACEMENTS}
+    found = [
+        WeightsCandidate(place, each.p50_ms(question.batch), each.refusal(question))
+        for place, each in places.items()
+        if each is not None
+    ]
+    return WeightsChoice(kept.placement, question.batch, found)

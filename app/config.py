@@ -207,7 +207,7 @@ class ModeConfig:
 
 @dataclass(frozen=True)
 class AutoConfig:
-    """How mode=auto and precision=auto choose: by what was measured here before, otherwise by trying."""
+    """How mode, precision and weights=auto choose: by what was measured here before, otherwise by trying."""
 
     portfolio: dict[str, ModeConfig] = steers(
         {}, "the modes that mode=auto chooses from; conf/mode/auto.yaml lists them"
@@ -241,10 +241,13 @@ class PrecisionConfig:
 class WeightsConfig:
     """Where the weights live."""
 
-    placement: str = factor("frozen", "frozen (baked into the artifact) or external (memory-mapped beside it)")
+    placement: str = factor(
+        "frozen",
+        "frozen (baked into the artifact), external (memory-mapped beside it), or auto (the key holds which)",
+    )
 
     def __post_init__(self) -> None:
-        choose("weights.placement", self.placement, PLACEMENTS)
+        choose("weights.placement", self.placement, (*PLACEMENTS, AUTO))
 
 
 @dataclass(frozen=True)
@@ -598,7 +601,7 @@ class Settings:
     model: ModelConfig = factor(ModelConfig, "what is built")
     mode: ModeConfig = factor(ModeConfig, "how it is compiled")
     precision: PrecisionConfig = factor(PrecisionConfig, "in which arithmetic")
-    auto: AutoConfig = steers(AutoConfig, "how mode=auto and precision=auto choose")
+    auto: AutoConfig = steers(AutoConfig, "how mode, precision and weights=auto choose")
     weights: WeightsConfig = factor(WeightsConfig, "where its weights live")
     graphs: GraphsConfig = steers(GraphsConfig, "batch sizes")
     fallback: FallbackConfig = steers(FallbackConfig, "what failures do")
@@ -640,14 +643,13 @@ class Settings:
             require("auto.batch", size, size is None or low <= size <= high, f"null or {low} to {high}")
         rungs, rung = self.fallback.rungs, self.mode.rung
         require("fallback.rungs", rungs, rung in rungs or rungs == ["eager"], f"only eager, or a list with {rung}")
-        frozen = self.weights.placement == "frozen"
-        if self.mode.inductor.get("freezing", frozen) and not frozen:
+        if self.weights.placement == "external" and self.mode.inductor.get("freezing"):
             raise ConfigError("mode.inductor.freezing bakes the weights in: it can't go with weights=external")
 
     @property
     def has_auto(self) -> bool:
         """Whether there is anything to choose before the key is made."""
-        return AUTO in {self.mode.name, self.precision.name}
+        return AUTO in {self.mode.name, self.precision.name, self.weights.placement}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

@@ -15,7 +15,7 @@ from typing import Any
 
 from . import environment, lookup, structured
 from .compiler import unable
-from .config import AUTO, FLOORS, ModeConfig, PrecisionConfig, Settings
+from .config import AUTO, FLOORS, PLACEMENTS, ModeConfig, PrecisionConfig, Settings, WeightsConfig
 from .dependencies import named_files
 from .errors import StoreError
 from .keys import digest, request_key
@@ -27,27 +27,32 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "evidence"
 MOST_RUNS = 8
+# External weights cost no more memory in a second process: what frozen ones save must be more than timing tells.
+TIE = 0.03
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A mode in a precision."""
+    """A mode in a precision, with a place for the weights where that is to be chosen too."""
 
     mode: ModeConfig
     precision: str
+    placement: str | None = None
 
     @property
     def name(self) -> str:
-        """Like max-autotune/bf16."""
-        return f"{self.mode.name}/{self.precision}"
+        """Like max-autotune/bf16, or max-autotune/bf16/external."""
+        return "/".join([self.mode.name, self.precision, *([self.placement] if self.placement else [])])
 
     def of(self, given: Settings) -> Settings:
         """The settings with this in the place of what is `auto`; the floor that was given is fp32's."""
+        places = [self.placement, given.weights.placement, PLACEMENTS[0]]
+        weights = WeightsConfig(next(place for place in places if place not in {None, AUTO}))
         precision = given.precision
         if precision.name != self.precision:
             floor = precision.floor if self.precision == "fp32" else FLOORS[self.precision]
             precision = PrecisionConfig(self.precision, floor)
-        return replace(given, mode=self.mode, precision=precision)
+        return replace(given, mode=self.mode, precision=precision, weights=weights)
 
 
 # What all the others are measured against.
@@ -121,25 +126,36 @@ class Question:
 
 
 def best(known: Mapping[str, Evidence], question: Question) -> str | None:
-    """The fastest of those that may be kept, or None."""
+    """The fastest of those that may be kept, or None; with external weights if that costs next to nothing."""
     speeds = {
         name: speed
         for name, evidence in known.items()
         if evidence.refusal(question) is None and (speed := evidence.speedup(question.batch)) is not None
     }
-    return max(speeds, key=lambda name: speeds[name], default=None)
+    fastest = max(speeds, key=lambda name: speeds[name], default=None)
+    if fastest is None:
+        return None
+    external = f"{fastest.rpartition('/')[0]}/{PLACEMENTS[1]}"
+    return external if speeds.get(external, 0.0) >= speeds[fastest] * (1 - TIE) else fastest
 
 
 def candidates(given: Settings, device: str) -> dict[str, Candidate]:
     """All that settings with an `auto` may come to, by name; modes that come to the same code here are one."""
     modes = [given.mode]
     if given.mode.name == AUTO:
-        served = [mode for mode in given.auto.portfolio.values() if mode.rung in given.fallback.rungs]
-        modes = [mode for mode in served if unable(replace(given, mode=mode), device) is None] or [EAGER.mode]
+        modes = [mode for mode in given.auto.portfolio.values() if mode.rung in given.fallback.rungs]
     precisions = list(FLOORS) if given.precision.name == AUTO else [given.precision.name]
-    found = [Candidate(mode, precision) for mode in modes for precision in precisions]
+    found = [Candidate(mode, each, place) for mode in modes for each in precisions for place in _places(given, mode)]
+    able = [each for each in found if unable(each.of(given), device) is None]
+    found = able or [Candidate(EAGER.mode if given.mode.name == AUTO else given.mode, precisions[0])]
     unlike = {request_key(each.of(given), device).digest: each for each in reversed(found)}
     return {each.name: each for each in reversed(unlike.values())}
+
+
+def _places(given: Settings, mode: ModeConfig) -> list[str | None]:
+    if given.weights.placement != AUTO or mode.engine == EAGER.mode.engine:
+        return [None]
+    return [*PLACEMENTS[: 1 if mode.inductor.get("freezing") else None]]
 
 
 class Profile:
@@ -147,7 +163,7 @@ class Profile:
 
     Args:
         store: Where it is kept.
-        given: The run's settings; whatever its mode and precision are.
+        given: The run's settings; whatever its mode, precision and weights are.
         device: `cpu` or `cuda:N`.
         graphs: Whether CUDA graphs are captured: latencies without say nothing.
     """

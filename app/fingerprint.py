@@ -34,7 +34,7 @@ from torch import _tensor_str, nn
 from torch.nn.modules import module as module_globals
 
 from . import bytecode
-from .torch_names import TENSOR_NAMES, TENSOR_STATE, PatchedError, TorchNames
+from .torch_names import TENSOR_NAMES, TENSOR_STATE, PatchedError, TorchNames, check_kernels
 
 # Written in C, so that nobody has hung anything on them, and with the same answer to the same arguments.
 _PURE = {
@@ -82,6 +82,8 @@ _PARTS: dict[type, Callable[[Any], Sequence[Any]]] = {
     **dict.fromkeys((torch.no_grad, torch.enable_grad, torch.inference_mode), lambda value: (vars(value),)),
 }
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_compiled_call_impl")
+# What torch adds to each call: everywhere, and in inference mode.
+_DISPATCHED = ("DispatchKeySet(BackendSelect, ADInplaceOrView)", "DispatchKeySet(BackendSelect)")
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 # What nn.Module and RNNs keep in every instance, and a call doesn't read.
 _BOOKKEEPING = (frozenset(vars(nn.Module())) | {"_flat_weight_refs"}) - {"training", *_HOOKS}
@@ -120,11 +122,13 @@ def fingerprint(module: nn.Module) -> str:
     for name in _GLOBAL_HOOKS:
         if getattr(module_globals, name, None):
             raise UncertainError("hooks on all modules are registered")
-    if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():  # noqa: SLF001
-        raise UncertainError("a torch function or dispatch mode is active")
+    dispatched = torch._C._dispatch_tls_local_include_set()  # noqa: SLF001 - of modes, transforms and tracing
+    if torch._C._len_torch_function_stack() or str(dispatched) not in _DISPATCHED:  # noqa: SLF001
+        raise UncertainError("a torch function or dispatch mode is active, or a transform")
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         raise UncertainError("autocast is on")
     try:
+        check_kernels()
         walk = _Walk(TorchNames())
         walk.module(module)
         return walk.finished()
@@ -152,6 +156,12 @@ class _Walk:
         self._say(torch_names.digest, torch.get_default_dtype(), _tensor_str.PRINT_OPTS)
         self._say(torch.get_autocast_dtype("cpu"), torch.get_autocast_dtype("cuda"))
         self._say(torch.are_deterministic_algorithms_enabled())
+        for home, names in _PURE.items():  # torch's code calls these too
+            for name in sorted(name for name in names - {"print"} if not name.startswith("__")):
+                value = vars(home)[name]
+                if callable(value) and not bytecode.is_c(value):
+                    raise UncertainError(f"{home.__name__}.{name} isn't Python's")
+                self._say(name, getattr(value, "__name__", value))
 
     def finished(self) -> str:
         """The digest; raises UncertainError for what only the whole shows."""
@@ -256,6 +266,7 @@ class _Walk:
         self.code(where, function.__code__, function.__globals__)
         for name, cell in cells:
             self._say("closure", name)
+            self._is_new(cell)  # functions that share one see what the others put there
             if name == "__class__":  # what super() needs
                 self.cls(cell.cell_contents)
             else:

@@ -112,7 +112,8 @@ def request_key(settings: Settings, device: str) -> Key:
     Raises:
         ConfigError: a value of the config has no canonical form.
     """
-    for group, name in (("mode", settings.mode.name), ("precision", settings.precision.name)):
+    names = {"mode": settings.mode.name, "precision": settings.precision.name, "weights": settings.weights.placement}
+    for group, name in names.items():
         if name == AUTO:
             raise ConfigError(f"{group}=auto is resolved by task=benchmark, compile and evaluate: name one here")
     config = settings.factors()

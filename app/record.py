@@ -212,6 +212,24 @@ class ModeChoice:
 
 
 @dataclass(frozen=True)
+class WeightsCandidate:
+    """One place for the weights, with the mode and precision that were kept."""
+
+    weights: str
+    p50_ms: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class WeightsChoice:
+    """What `weights=auto` kept: external weights unless frozen ones were clearly faster at `batch`."""
+
+    kept: str
+    batch: int
+    candidates: list[WeightsCandidate]
+
+
+@dataclass(frozen=True)
 class Memory:
     """Peak memory of the process and the device, and the size of the artifact."""
 
@@ -257,6 +275,7 @@ class Record:
     evaluation: EvaluationInfo | None = None
     precision_choice: PrecisionChoice | None = None
     mode_choice: ModeChoice | None = None
+    weights_choice: WeightsChoice | None = None
     memory: Memory | None = None
     monitor: dict[str, Any] | None = None
     result: list[dict[str, Any]] | None = None

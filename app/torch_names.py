@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 import sys
 import types
 from collections.abc import Iterator, Mapping
+from importlib.abc import InspectLoader
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +27,7 @@ _MODULES = (
     "torch", "torch.functional", "torch._VF", "torch._tensor", "torch.nn", "torch.nn.functional",
     "torch.nn.parameter", "torch.nn.init", "torch.nn._reduction", "torch._C._nn", "torch.fft", "torch.linalg",
     "torch.special", "torch._jit_internal", "torch.autograd.grad_mode", "torch.amp.autocast_mode",
-    "torch.utils._contextlib",
+    "torch.utils._contextlib", "torch.overrides", "torch.backends.mha", "torch.compiler",
 )  # fmt: skip
 _PREFIX = "torch.nn.modules."
 # What of these a model may hold or name: operators, and what else answers the same arguments alike. None: all of it.
@@ -55,8 +59,7 @@ TENSOR_NAMES = {name for name in dir(torch.Tensor) if not name.startswith("_") a
 TENSOR_STATE = frozenset(dir(torch.Tensor)) - TENSOR_NAMES
 # What copying, scripting, torch.compile and well-known packages do to classes, and no call depends on.
 _ADDED = frozenset((
-    "smart_apply", "__slotnames__", "__annotations__", "__setstate__", "___needs_generation_tag_patch",
-    "manual_seed", "torch.nn.modules.module.Module.__init__",
+    "smart_apply", "__slotnames__", "__annotations__", "__setstate__", "___needs_generation_tag_patch", "manual_seed",
 ))  # fmt: skip
 _OWNERS = frozenset(
     ("torch", "builtins", "typing", "functools", "enum", "abc", "types", "collections", "typing_extensions")
@@ -69,6 +72,8 @@ _BUILTIN = (
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 _DEEPEST = 8
+# Torch itself has this one's kernel registered by its relay.
+_RELAYED = frozenset(("aten::_foreach_mm",))
 
 # Byte code never changes: each is described once.
 _codes: dict[int, tuple[types.CodeType, str]] = {}
@@ -97,6 +102,7 @@ class TorchNames:
         self.attributes: set[str] = set()
         layers = sorted(name for name in sys.modules if name.startswith(_PREFIX))
         held = {name: vars(sys.modules[name]) for name in (*_MODULES, *layers) if name in sys.modules}
+        held["torch.jit"] = {name: getattr(torch.jit, name) for name in _PUBLIC["torch.jit"] or ()}
         held["torch._C"] = {"TensorBase": torch._C.TensorBase}  # noqa: SLF001 - where the methods are
         for name, given in held.items():
             for text in self._described(name, given):
@@ -127,7 +133,7 @@ class TorchNames:
                 continue
             place = f"{where}.{name}"
             if isinstance(value, types.ModuleType):
-                if value.__name__.startswith("torch") and sys.modules.get(value.__name__) not in (value, None):
+                if sys.modules.get(value.__name__) is not value:
                     raise PatchedError(f"{place} is another module than {value.__name__}")
                 continue
             if isinstance(value, type) and value.__module__.startswith("torch") and value not in self._met:
@@ -141,8 +147,9 @@ class TorchNames:
         self._met.add(kind)
         where = f"{kind.__module__}.{kind.__qualname__}"
         for name, value in sorted(vars(kind).items()):
-            if not {name, f"{where}.{name}"} & _ADDED and name not in {"__dict__", "__weakref__", "__doc__"}:
-                yield f"{where}.{name}={self._word(f'{where}.{name}', value, whole=name[:2] != '__')};"
+            if name not in _ADDED and name not in {"__dict__", "__weakref__", "__doc__"}:
+                held = _untagged(value) if kind is nn.Module and name == "__init__" else value
+                yield f"{where}.{name}={self._word(f'{where}.{name}', held, whole=name[:2] != '__')};"
                 if issubclass(kind, nn.Module) and not name.startswith("__"):
                     self.attributes.add(name)
 
@@ -171,7 +178,7 @@ class TorchNames:
         home = function.__globals__.get("__name__", "")
         module = sys.modules.get(home)
         is_own = type(module) is not types.ModuleType or function.__globals__ is vars(module)
-        if home.partition(".")[0] not in _HOMES or not is_own:
+        if home.partition(".")[0] not in _HOMES or not is_own or not _is_written(home, function.__code__):
             raise PatchedError(f"{place} is a function that isn't torch's")
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_full(cell)]
         parts = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *cells]
@@ -198,6 +205,53 @@ class TorchNames:
         wrapped = getattr(value, "__wrapped__", None)
         inner = self._word(place, wrapped, depth + 1) if callable(wrapped) else ""
         return f"{kind.__module__}.{kind.__qualname__} {getattr(value, '__name__', '')} {inner}"
+
+
+def check_kernels() -> None:
+    """Raise PatchedError if an operator of torch's has a kernel that isn't torch's.
+
+    The dispatcher is asked: it knows from which file each came, of torch.library's, of C++ extensions', of private
+    calls'. Other operators than ATen's are only in `torch.ops`, which is no known name.
+    """
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")]  # noqa: SLF001
+    operators = {name: torch._C._dispatch_dump(name) for name in names}  # noqa: SLF001
+    root = operators["aten::relu"].partition("\ndebug: registered at ")[2].partition("build/aten/")[0]
+    package = re.escape(str(Path(torch.__file__).parent))
+    # of the package's files, these register what others hand to them
+    relays = r"library\.py|_library/|_native/registry\.py"
+    others = re.compile(rf"registered at (?!{re.escape(root)}|{package}/(?!{relays}))")
+    for name, text in operators.items():
+        if name not in _RELAYED and others.search(text):
+            raise PatchedError(f"{name} has a kernel that isn't torch's")
+    if any(map(torch._C._dispatch_has_backend_fallback, (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))):  # noqa: SLF001
+        raise PatchedError("operators have a fallback that isn't torch's")
+
+
+def _untagged(function: Any) -> Any:
+    """`nn.Module.__init__` without the wrapper that torch.compile puts around it, if it is that one."""
+    home = "torch._dynamo.mutation_guard"
+    is_tag = home in sys.modules and getattr(function, "__globals__", None) is vars(sys.modules[home])
+    return function.__closure__[0].cell_contents if is_tag and _is_written(home, function.__code__) else function
+
+
+@functools.cache
+def _written(home: str) -> dict[tuple[str, int], types.CodeType]:
+    """All code in a module's file, as it is imported, by qualified name and first line."""
+    parent = home.rpartition(".")[0]
+    spec = PathFinder.find_spec(home, sys.modules[parent].__path__ if parent else None)
+    code = spec.loader.get_code(home) if spec and isinstance(spec.loader, InspectLoader) else None
+    found, left = {}, [code] if code else []
+    while left:
+        code = left.pop()
+        found[code.co_qualname, code.co_firstlineno] = code
+        left += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return found
+
+
+def _is_written(home: str, code: types.CodeType) -> bool:
+    """Whether this is the code of one of a module's own functions, whatever it says of itself."""
+    own = _written(home).get((code.co_qualname, code.co_firstlineno))
+    return own is not None and (own == code or _described(own) == _described(code))
 
 
 def _is_torchs(kind: type) -> bool:

@@ -97,6 +97,21 @@ def test_what_cannot_be_had_here_is_no_candidate(compose_settings, monkeypatch, 
     assert "openvino/fp32" not in candidates(compose_settings([*asked, argument]), "cpu")
 
 
+def test_auto_weights_are_tried_in_both_places_where_the_mode_allows_it(compose_settings):
+    asked = ["model=linear", "mode=auto", "weights=auto", "+auto.portfolio.default.inductor.freezing=true"]
+    found = candidates(compose_settings(asked), "cpu")
+    names = {"max-autotune/fp32/frozen", "max-autotune/fp32/external", "default/fp32/frozen", "eager/fp32"}
+    assert set(found) == names
+    frozen = request_key(compose_settings(["model=linear", "mode=max-autotune"]), "cpu").digest
+    assert request_key(found["max-autotune/fp32/frozen"].of(compose_settings(asked)), "cpu").digest == frozen
+
+
+@pytest.mark.parametrize(("external_ms", "kept"), [(0.9, "external"), (1.02, "external"), (1.1, "frozen")])
+def test_external_weights_are_kept_unless_frozen_ones_are_clearly_faster(external_ms, kept):
+    found = {"tuned/fp32/frozen": known(ran(1.0)), "tuned/fp32/external": known(ran(external_ms))}
+    assert best({**found, "plain/fp32/external": known(ran(2.0))}, Question(8, None, 1.0)) == f"tuned/fp32/{kept}"
+
+
 def test_a_portfolio_changes_no_key(compose_settings):
     tuned = compose_settings(["model=linear", "mode=max-autotune"])
     option = candidates(compose_settings(["model=linear", "mode=auto"]), "cpu")["max-autotune/fp32"]

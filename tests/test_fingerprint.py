@@ -19,7 +19,10 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F  # noqa: N812 - as everybody writes it
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from app.fingerprint import UncertainError, fingerprint
 
@@ -360,6 +363,13 @@ def of_module(factor):
     return model
 
 
+def counting(shared):
+    """A module of two functions that share a variable, or have one each that looks the same."""
+    text = "def make():\n    n = 0\n    def count():\n        nonlocal n\n        n += 1\n    def counted():\n        return n"
+    text += f"\n    return count, counted\ncount, counted = make()\nif not {shared}:\n    counted = make()[1]"
+    return uses("(count(), counted())[1]", text)
+
+
 def repr_of(text):
     model = uses("len(str(self.c))", "import dataclasses\n@dataclasses.dataclass\nclass C:\n    k: int = 1")
     model.c = model.forward.__globals__["C"]()
@@ -489,6 +499,7 @@ PAIRS = {
     ),
     "a config object": (lambda: reads("self.c.k", c=Alike(2)), lambda: reads("self.c.k", c=Alike(3))),
     "a constant of another Python module": (lambda: of_module(2), lambda: of_module(3)),
+    "a variable that two functions share": (lambda: counting(True), lambda: counting(False)),
     "a repr that was swapped": (lambda: repr_of("2"), lambda: repr_of("33")),
     "an order in a set": (lambda: reads("list(self.k)[0]", k={0, 8}), lambda: reads("list(self.k)[0]", k={8, 0})),
 }
@@ -674,6 +685,12 @@ def executed(function, factor):
         (nn.ReLU, "scale", [0] * 60),
         (nn.LeakyReLU, "__init__", fn),
         (F.relu, "scale", torch.ones(1)),
+        (F, "math", types.ModuleType("math")),
+        (nn.Module, "__init__", functools.wraps(nn.Module.__init__)(lambda self: None)),
+        (torch.overrides, "has_torch_function", lambda args: True),
+        (torch.backends.mha, "_is_fastpath_enabled", False),
+        (math, "sqrt", math.sin),
+        (math, "sqrt", lambda x: 7),
         (abc.ABC, "k", 3),
     ],
 )
@@ -685,6 +702,22 @@ def test_whatever_is_changed_inside_of_torch_is_seen(restored, owner, name, valu
         assert fingerprint(model) != before
     except UncertainError as error:
         assert str(error)
+
+
+def forged(file):
+    """A function that has torch's globals, and says that it is of torch's file, but isn't in it."""
+    space = {}
+    exec(compile("def silu(input, inplace=False): return input * torch.overrides.K", file, "exec"), space)  # noqa: S102
+    return types.FunctionType(space["silu"].__code__, vars(F), "silu", (False,))
+
+
+@pytest.mark.parametrize("file", [__file__, F.__file__])
+@pytest.mark.parametrize(("owner", "name"), [(F, "silu"), (nn.ReLU, "forward"), (nn.Module, "__init__")])
+def test_a_function_that_is_not_in_torchs_source_is_uncertain(restored, owner, name, file):
+    model = nn.ReLU().eval()
+    restored.setattr(owner, name, forged(file))
+    with pytest.raises(UncertainError, match=f"{name} is a function that isn't torch's"):
+        fingerprint(model)
 
 
 @pytest.mark.parametrize(("owner", "name"), [("builtins", "max"), ("math", "sqrt"), ("operator", "mul")])
@@ -786,15 +819,67 @@ def test_a_global_hook_is_uncertain():
         handle.remove()
 
 
-def test_a_dispatch_mode_is_uncertain():
-    from torch.utils._python_dispatch import TorchDispatchMode
+class Doubles(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {})) * 2
 
-    class Mode(TorchDispatchMode):
-        pass
 
+@pytest.mark.parametrize(
+    "mode", [Doubles, FakeTensorMode, enable_python_dispatcher, functools.partial(torch.device, "meta")]
+)
+def test_a_mode_is_uncertain(mode):
     model = net()
-    with Mode(), pytest.raises(UncertainError, match="mode"):
+    with mode(), pytest.raises(UncertainError, match="mode"):
         fingerprint(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("relu", "CPU"),
+        ("linear", "CPU"),
+        ("tanh", "Autograd"),
+        ("dropout", "CompositeImplicitAutograd"),
+        ("add.Tensor", "Meta"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_kernel_that_is_not_torchs_is_uncertain(name, key):
+    model, before = net(), fingerprint(net())
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl(name, lambda x, *_: x, key)
+        with pytest.raises(UncertainError, match=f"aten::{name} has a kernel"):
+            fingerprint(model)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_library_that_a_kernel_came_by_does_not_hide_it():
+    with torch.library._scoped_library("aten", "FRAGMENT") as library:
+        torch.library.register_kernel("aten::tanh", "cpu", lambda x: x, lib=library)
+        with pytest.raises(UncertainError, match="aten::tanh has a kernel"):
+            fingerprint(net())
+
+
+def test_operators_of_the_users_own_are_no_reason_for_doubt():
+    before = fingerprint(net())
+    with torch.library._scoped_library("mine", "DEF") as library:
+        library.define("twice(Tensor x) -> Tensor")
+        library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
+        assert fingerprint(net()) == before
+
+
+def test_what_torch_compile_wraps_around_modules_is_no_reason_for_doubt(restored):
+    from torch._dynamo import mutation_guard
+
+    torch.manual_seed(0)
+    before = fingerprint(Calls().eval())
+    restored.setattr(nn.Module, "__init__", nn.Module.__init__)
+    restored.setattr(nn.Module, "___needs_generation_tag_patch", True, raising=False)
+    mutation_guard.install_generation_tagging_init()
+    assert nn.Module.__init__.__module__ == mutation_guard.__name__
+    torch.manual_seed(0)
+    assert fingerprint(Calls().eval()) == before
 
 
 @pytest.mark.parametrize(

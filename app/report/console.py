@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ..record import CacheInfo, ModeChoice, PrecisionChoice, Record, VerifyInfo
+    from ..record import CacheInfo, ModeChoice, PrecisionChoice, Record, VerifyInfo, WeightsChoice
 
 PERCENTILES = ("p50", "p90", "p99")
 # Which percentiles, and whether the speed-up's interval, from rich to poor: the first that fits is shown.
@@ -245,6 +245,8 @@ def _serving(record: Record) -> Iterator[tuple[str, str]]:
         yield "mode", _mode(record.mode_choice)
     if record.precision_choice:
         yield "precision", _precision(record.precision_choice)
+    if record.weights_choice:
+        yield "weights", _weights(record.weights_choice)
     if record.rung:
         yield "rung", _rungs(record.rung, record.rungs or {})
     for step in record.fallbacks:
@@ -273,6 +275,11 @@ def _precision(choice: PrecisionChoice) -> str:
         parts.append(f"at batch {choice.batch}: {', '.join(timed)}")
     parts += [f"{each.precision} refused: {each.reason}" for each in choice.candidates if not each.passed]
     return f"{'; '.join(parts)} (judged by {'the data' if choice.judge == 'evaluation' else choice.judge})"
+
+
+def _weights(choice: WeightsChoice) -> str:
+    found = [f"{each.weights} {each.reason or f'{figure(each.p50_ms)} ms'}" for each in choice.candidates]
+    return f"auto: {choice.kept} kept; at batch {choice.batch}: {', '.join(found)}"
 
 
 def _phases(seconds: Mapping[str, float]) -> list[str]:

@@ -112,6 +112,23 @@ def test_ordinary_runs_are_evidence(run, module_file, num_objects, fresh_store):
     assert num_objects(fresh_store) == 2
 
 
+def test_weights_are_frozen_or_external_by_what_was_measured(run, module_file, num_objects, fresh_store):
+    module_file("tiny", TINY)
+    first = run("tiny", "weights=auto", "task=compile")
+    choice = first.record["weights_choice"]
+    assert sorted(tried(first)) == ["default/fp32/external", "default/fp32/frozen"]
+    p50_ms = {each["weights"]: each["p50_ms"] for each in choice["candidates"]}
+    assert choice["kept"] == ("external" if p50_ms["external"] * 0.97 <= p50_ms["frozen"] else "frozen")
+    assert choice["kept"] == first.record["weights"]
+    assert num_objects(fresh_store) == 2
+    assert f"auto: {choice['kept']} kept" in first.stdout
+    explained = run("tiny", "weights=auto", "task=explain").record["result"]
+    assert explained[0]["answer"] == f"default/fp32/{choice['kept']}"
+    later = run("tiny", "weights=auto", "fallback=strict", "cache.on_miss=fail")
+    assert (tried(later), later.record["weights"]) == ([], choice["kept"])
+    assert later.record["cache"]["outcome"] == "direct-hit"
+
+
 def test_both_may_be_auto_and_what_does_not_compile_is_named(run, module_file):
     module_file("picky", PICKY)
     args = ["mode=auto", "precision=auto", "precision.floor=0.1", "fallback.rungs=[compiled,eager]", "task=compile"]

@@ -17,6 +17,7 @@ NULL_ALWAYS = {
     "evaluation": "of task=evaluate",
     "precision_choice": "of precision=auto",
     "mode_choice": "of mode=auto",
+    "weights_choice": "of weights=auto",
     "speedup_same_precision": "fp32 is eager's own precision",
     "memory.device_peak_bytes": "a CPU has no memory of its own",
 }
