@@ -1,18 +1,20 @@
-"""What the runtime adds to a bare call of the compiled library, layer by layer: python benchmarks/call.py [--quick]
+"""What the runtime adds to a bare call of the compiled library, layer by layer.
 
-A batch that is a bucket, of a module with one operator and of `linear`. Each row is the call from that layer down, so
-that the difference to the row above is what the layer costs. Bare is torch's own class, whose `run` is `boxed_run`.
+A batch that is a bucket, of a module with one operator and of `linear`. Each row is the call from that layer down,
+so that the difference to the row above is what the layer costs. Bare is torch's own class, whose `run` is
+`boxed_run`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from common import STORE, Goal, Section, in_turns, main, ratio, spread
+from common import APP_STORE, Goal, Section, about, in_turns, main, ratio, spread
 from torch import nn
 
 from app.api import compile_model, session
@@ -34,7 +36,7 @@ class Tiny(nn.Module):
 
 def layers(module: nn.Module, value: torch.Tensor) -> dict[str, Callable[[], Any]]:
     """The same call by each layer, the thinnest first."""
-    with session(cache={"dir": STORE / "app"}, graphs={"batch_sizes": [1, 2, 4, 8]}):
+    with session(cache={"dir": APP_STORE}, graphs={"batch_sizes": [1, 2, 4, 8]}):
         model = compile_model(module, value)
     ladder = model._ladder  # noqa: SLF001 - the layers are what is measured
     name, compiled = ladder._rungs[0]  # noqa: SLF001
@@ -66,14 +68,14 @@ def per_call_us(call: Callable[[], Any], times: int) -> float:
 
 
 def measure(quick: bool) -> Section:
-    section = Section("Call", f"{__doc__}".partition("\n\n")[2])
+    section = Section("Call", about(__doc__))
     rounds = 20 if quick else 200
     for title, module, value, times in (
         ("one operator", Tiny().eval(), torch.randn(4, 4), 200),
         ("linear", reference.linear().eval(), torch.randn(4, 768), 50),
     ):
         with torch.inference_mode():
-            ways = {name: lambda call=call: per_call_us(call, times) for name, call in layers(module, value).items()}
+            ways = {name: partial(per_call_us, call, times) for name, call in layers(module, value).items()}
             for way in ways.values():
                 way()
             samples = in_turns(ways, rounds, f"call, {title}")
@@ -86,9 +88,7 @@ def measure(quick: bool) -> Section:
         section.samples[title] = samples
         added = float(np.median(np.subtract(samples[ALL], samples[BARE])))
         reached = f"{added:.2f} us ({ratio(samples[ALL], samples[BARE])} x)"
-        section.goals.append(
-            Goal(f"a call of {title} adds", f"under {LIMIT_US:g} us", reached, added < LIMIT_US)
-        )
+        section.goals.append(Goal(f"a call of {title} adds", f"under {LIMIT_US:g} us", reached, added < LIMIT_US))
     return section
 
 

@@ -46,6 +46,17 @@ class Case:
         return self.inputs(batch)
 
 
+def mend_torchvision() -> None:
+    """Let timm and transformers import it: its wheel for CUDA beside a torch for the CPU lacks two operators."""
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou) -> Tensor")
+
+
 class Sentences(nn.Module):
     """all-MiniLM-L6-v2 with its real weights: token ids and mask -> the encoder's last hidden state."""
 
@@ -68,6 +79,7 @@ class OneToken(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        mend_torchvision()
         from transformers import GPT2Config, GPT2LMHeadModel
 
         self.model = GPT2LMHeadModel(GPT2Config())
@@ -101,10 +113,7 @@ def vision(name: str) -> Case:
     """A model of timm's over one image."""
 
     def build() -> nn.Module:
-        # timm imports torchvision, whose wheel for CUDA has no operators beside a torch for the CPU, and asks for two
-        for lacking in ("nms", "qnms") if importlib.util.find_spec("torchvision") else ():
-            if not hasattr(torch.ops.torchvision, lacking):
-                torch.library.define(f"torchvision::{lacking}", "(Tensor dets, Tensor scores, float iou) -> Tensor")
+        mend_torchvision()
         import timm
 
         model: nn.Module = timm.create_model(name, pretrained=False)
@@ -133,3 +142,8 @@ CASES = {
     ),
     "torchcrepe tiny": Case(crepe, lambda batch: (torch.randn(batch, 1024),)),
 }
+
+
+def vit_base() -> nn.Module:
+    """345 MB of weights."""
+    return vision("vit_base_patch16_224").build()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,8 +29,13 @@ from app import environment as machine  # noqa: E402
 
 OUT = ROOT / "outputs" / "benchmarks"
 STORE = OUT / "store"  # what was compiled, by this program and by its peers: a second run finds it
+APP_STORE = STORE / "aot-app" / "store"  # where the program itself looks by default, given USER_CACHE
+USER_CACHE = {"XDG_CACHE_HOME": str(STORE)}
 NUM_RESAMPLES = 2000
 NUM_THREADS = machine.cores() or 1
+
+
+T = TypeVar("T")
 
 
 class FailedError(Exception):
@@ -93,17 +99,27 @@ def main(doc: str | None, measure: Callable[[bool], Section]) -> None:
     print(f"\nsamples: {path.relative_to(ROOT)}")
 
 
+def about(doc: str | None) -> str:
+    """What a program's docstring says after its first line; a list of terms stays as it is set."""
+    _, *paragraphs = (doc or "").strip().split("\n\n")
+    is_list = re.compile(r"\S {2,}\S")
+    shown = [
+        f"    {each.replace(chr(10), chr(10) + '    ')}" if is_list.search(each) else each for each in paragraphs
+    ]
+    return "\n\n".join(shown) + "\n"
+
+
 def say(text: str) -> None:
     """Tell how far it has come."""
     print(text, file=sys.stderr, flush=True)
 
 
-def in_turns(ways: Mapping[str, Callable[[], float]], rounds: int, what: str) -> dict[str, list[float]]:
+def in_turns(ways: Mapping[str, Callable[[], T]], rounds: int, what: str) -> dict[str, list[T]]:
     """What each way returns, once a round, so that a machine that drifts or is busy hits them all.
 
     Each round begins with another way.
     """
-    names, samples = list(ways), {name: list[float]() for name in ways}
+    names, samples = list(ways), {name: list[T]() for name in ways}
     for turn in range(rounds):
         if turn % max(1, rounds // 10) == 0:
             say(f"{what}: round {turn + 1} of {rounds}")
@@ -113,7 +129,7 @@ def in_turns(ways: Mapping[str, Callable[[], float]], rounds: int, what: str) ->
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
-    """Median over median; the interval by a bootstrap of the rounds, which keeps together what was measured together."""
+    """Median over median; its interval by a bootstrap of the rounds keeps together what was measured together."""
     a, b = np.asarray(above), np.asarray(below)
     chosen = np.random.default_rng(0).integers(len(a), size=(NUM_RESAMPLES, len(a)))
     ratios = np.median(a[chosen], axis=1) / np.median(b[chosen], axis=1)

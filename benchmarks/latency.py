@@ -1,10 +1,11 @@
-"""Latency on the CPU beside every peer, and beside what the machine could do: python benchmarks/latency.py [--quick]
+"""Latency on the CPU beside every peer, and beside what the machine could do.
 
-The same weights, inputs, threads and precision for all. The p50 is the median over rounds of a block's median: in each
-round every way is called until its caches and threads are its own again, and then timed. bf16 is the module cast, with
-inputs and outputs as in fp32; ONNX Runtime gets that as ONNX, OpenVINO the fp32 model and a hint. torch.compile is
-`max-autotune`, AOTInductor as its documentation has it, native is `compile_model(mode="max-autotune")` for a batch of any
-size. A way whose output is further from float64 than its precision allows is left out, and said.
+The same weights, inputs, threads and precision for all. The p50 is the median over rounds of a block's median: in
+each round every way is called until its caches and threads are its own again, and then timed. bf16 is the module
+cast, with inputs and outputs as in fp32; ONNX Runtime gets that as ONNX, OpenVINO the fp32 model and a hint.
+torch.compile is `max-autotune`, AOTInductor as its documentation has it, native is
+`compile_model(mode="max-autotune")` for a batch of any size. A way whose output is further from float64 than its
+precision allows is left out, and said.
 
 The roofline is what the counted FLOPs take at this machine's best matrix product in that precision, or the bytes of
 weights, inputs and outputs at the best rate at which it reads a buffer of that size, whichever is more.
@@ -19,13 +20,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from cases import CASES
-from common import NUM_THREADS, STORE, FailedError, Goal, Ratio, Section, child, in_turns, main, ratio, say, why
+from common import (
+    NUM_THREADS,
+    STORE,
+    FailedError,
+    Goal,
+    Ratio,
+    Section,
+    about,
+    child,
+    in_turns,
+    main,
+    ratio,
+    say,
+    why,
+)
 from torch.utils.flop_counter import FlopCounterMode
 from ways import NATIVE, PEERS, PORTFOLIO, PRECISIONS, WAYS, Task
 
@@ -35,6 +51,9 @@ from app.report.plot import bars
 LIMITS = {"fp32": 1e-3, "bf16": 5e-2}
 MEAN_LIMIT, WORST_LIMIT = 0.9, 1.05
 SETTLE_S, BLOCK_S, MOST_CALLS = 0.01, 0.04, 40
+# Of all cases together, and of one: the whole benchmark is to end within the hour.
+BUDGET_S, MOST_S = 1900, 420
+OUT_OF_TIME = "the time was used up by compiling, which is kept: run it again"
 QUICK = ("linear", "mobilenetv3_large_100")
 
 
@@ -82,9 +101,8 @@ def measure_task(task: Task, rounds: int) -> dict[str, Any]:
                     calls[name] = call
                 except Exception as error:  # noqa: BLE001 - as above
                     found["errors"][name] = why(error)
-            timed = {name: list[list[float]]() for name in calls}
-            ways = {name: lambda name=name: timed[name].append(block(calls[name])) or 0.0 for name in calls}
-            in_turns(ways, rounds, f"{task.name} {task.precision} batch {batch}")
+            ways = {name: partial(block, call) for name, call in calls.items()}
+            timed = in_turns(ways, rounds, f"{task.name} {task.precision} batch {batch}")
             found["batches"][batch] = {"ms": timed, "rel_l2": distances, **counted(task, inputs)}
     return found
 
@@ -142,18 +160,22 @@ def p50s(blocks: list[list[float]]) -> list[float]:
 
 
 def measure(quick: bool) -> Section:
-    section = Section("Latency", f"{__doc__}".partition("\n\n")[2])
+    section = Section("Latency", about(__doc__))
     rates = json.loads(json.dumps(ceilings()), object_pairs_hook=lambda pairs: {as_int(k): v for k, v in pairs})
     found: dict[str, Any] = {}
-    for name in QUICK if quick else CASES:
-        for precision in PRECISIONS:
+    end = time.monotonic() + BUDGET_S
+    for precision in PRECISIONS:
+        for name in QUICK if quick else CASES:
+            if time.monotonic() > end:
+                found[f"{name}, {precision}"] = {"errors": {"all": OUT_OF_TIME}, "batches": {}}
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "found.json"
                 command = [__file__, "--task", name, precision, "3" if quick else "11", str(out)]
                 # one for all: what is the same code is compiled once
                 env = {"TORCHINDUCTOR_CACHE_DIR": str(STORE / "inductor"), "OMP_NUM_THREADS": str(NUM_THREADS)}
                 try:
-                    child(command, env)
+                    child(command, env, MOST_S)
                     found[f"{name}, {precision}"] = json.loads(out.read_text())
                 except FailedError as error:
                     found[f"{name}, {precision}"] = {"errors": {"all": str(error)}, "batches": {}}
@@ -173,7 +195,10 @@ def report(section: Section, found: dict[str, Any], rates: dict[str, Any]) -> No
         [
             ("this machine's best", "a second"),
             *((f"{precision} matrix product, GFLOP", f"{rates[precision] / 1e9:.0f}") for precision in PRECISIONS),
-            *((f"reading {size // 10**6} MB, GB", f"{rate / 1e9:.1f}") for size, rate in rates["bytes_per_s"].items()),
+            *(
+                (f"reading {size // 10**6} MB, GB", f"{rate / 1e9:.1f}")
+                for size, rate in rates["bytes_per_s"].items()
+            ),
         ]
     )
     columns = [name for name in WAYS if name != PORTFOLIO or PORTFOLIO in WAYS]
@@ -194,7 +219,10 @@ def report(section: Section, found: dict[str, Any], rates: dict[str, Any]) -> No
         rows.append(
             (
                 label,
-                *(f"{medians[name]:.3g}{' *' if name == best else ''}" if name in medians else "-" for name in columns),
+                *(
+                    f"{medians[name]:.3g}{' *' if name == best else ''}" if name in medians else "-"
+                    for name in columns
+                ),
                 str(mine or "-"),
                 f"{of['flops'] / 1e9:.3g}",
                 f"{of['bytes'] / 1e6:.3g}",
@@ -202,9 +230,7 @@ def report(section: Section, found: dict[str, Any], rates: dict[str, Any]) -> No
             )
         )
     section.tables.append(rows)
-    missing = [
-        (f"{case}: {name}", text) for case, each in found.items() for name, text in each["errors"].items()
-    ]
+    missing = [(f"{case}: {name}", text) for case, each in found.items() for name, text in each["errors"].items()]
     if missing:
         section.tables.append([("not measured", "why"), *missing])
     if plot:

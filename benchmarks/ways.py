@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from cases import CASES
-from common import NUM_THREADS, ROOT, STORE, FailedError
+from common import APP_STORE, NUM_THREADS, ROOT, STORE, FailedError
 from torch import nn
 
 from app.api import compile_model, session
@@ -67,7 +67,7 @@ def eager(task: Task) -> Bind:
 
 
 def compiled(task: Task) -> Bind:
-    """torch.compile; the FX graph cache is kept. A second batch size makes it compile for all, as it does by default."""
+    """Its FX graph cache is kept; the second batch size that it sees makes it compile for all, as by default."""
     return simple(torch.compile(task.module(), mode="max-autotune", fullgraph=True))
 
 
@@ -132,8 +132,8 @@ def ours(mode: str) -> Callable[[Task], Bind]:
         module = case.module()
         names = inspect.signature(module.forward).parameters
         indices = [name for name, value in zip(names, task.example, strict=True) if not value.is_floating_point()]
-        ranges = {name: (0, case.high) for name in indices} if case.high else None
-        with session(cache={"dir": STORE / "app", "size_limit": "50GB"}):
+        ranges = dict.fromkeys(indices, (0, case.high)) if case.high else None
+        with session(cache={"dir": APP_STORE, "size_limit": "50GB"}):
             model = compile_model(module, task.example, mode=mode, precision=task.precision, ranges=ranges)
         if model.info["rung"] == "eager":
             raise FailedError("; ".join(step["reason"] for step in model.info["fallbacks"]) or "served by eager")
