@@ -28,7 +28,7 @@ HEAD = """\
 Every figure here was measured by `nox -s bench`, and this file was written by it: `python benchmarks --report` makes
 it again from outputs/benchmarks/, where the raw samples are. Only the notes beside goals that are not met are by
 hand, in [benchmarks/notes.toml](../benchmarks/notes.toml). Ways take turns within a part; a ratio is of medians, with
-its 95 % interval by a bootstrap of the rounds. Figures of another machine, or of this one while it is busy, will differ.
+its 95 % interval by a bootstrap of the rounds. Another machine, or this one while it is busy, gives other figures.
 """
 
 
