@@ -74,16 +74,17 @@ def write(quick: bool, failed: list[str]) -> None:
         text.append("**These figures are of `--quick`**: they show that everything runs, and not how fast.\n")
     text += [f"**{part} failed** and is not here.\n" for part in failed]
     goals = [("goal", "wished", "reached", "")]
-    unmet = []
+    unmet: dict[str, list[str]] = {}
     for part, each in found.items():
         for goal in (Goal(**values) for values in each["goals"]):
             goals.append((f"[{goal.name}](#{part})", goal.wish, goal.reached, verdict(goal.met)))
-            if not goal.met:
+            if goal.met is False:
                 note = next((note for name, note in notes.items() if goal.name.startswith(name)), "no note yet")
-                unmet.append(f"- **{goal.name}** ({goal.reached}): {note.strip()}")
-    text += ["## Goals\n", markdown(goals)]
+                unmet.setdefault(" ".join(note.split()), []).append(f"**{goal.name}** ({goal.reached})")
+    text += ["## Goals\n", markdown(goals, "---")]
     if unmet:
-        text += ["### What was tried where a goal is not met, and what the profile shows\n", "\n".join(unmet) + "\n"]
+        said = "\n".join(f"- {', '.join(names)}: {note}" for note, names in unmet.items())
+        text += ["### What was tried where a goal is not met, and what the profile shows\n", f"{said}\n"]
     DOCUMENT.write_text("\n".join([*text, *map(section, found.values())]))
 
 

@@ -178,10 +178,10 @@ def why(error: BaseException) -> str:
     return last_line(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
-def markdown(rows: Iterable[Sequence[str]]) -> str:
-    """A table; all columns but the first are numbers."""
+def markdown(rows: Iterable[Sequence[str]], rest: str = "--:") -> str:
+    """A table; all columns but the first are numbers, unless `rest` says otherwise."""
     head, *body = ([cell.replace("|", "\\|") for cell in row] for row in rows)
-    rule = ["---", *["--:"] * (len(head) - 1)]
+    rule = ["---", *[rest] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body)) + "\n"
 
 
