@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from common import (
+from common import (  # fmt: skip
     ROOT,
     STORE,
     USER_CACHE,
@@ -98,12 +100,13 @@ def prepare(folder: Path) -> dict[str, str]:
     for what in ("aoti(task)", "onnx(task, 'fp32')"):
         try:
             places.append(child(["-c", HERE + make.format(what)], USER_CACHE).split()[-1])
-        except FailedError:  # its way fails too, and says why
-            continue
+        except FailedError:
+            continue  # its way fails too, and says why
     made, mega = Path(places[0]) if places else folder, STORE / "mega-cache"
     found = programs(f"{record['artifact_dir']}/model.so", made / "plain.pt2", made / "fp32.onnx", mega)
     save = f"\nopen({str(mega)!r}, 'wb').write(torch.compiler.save_cache_artifacts()[0])"
-    child(["-c", SHOW + HERE + found[COMPILE] + save], environment(COMPILE, folder))
+    with suppress(FailedError):  # as above
+        child(["-c", SHOW + HERE + found[COMPILE] + save], environment(COMPILE, folder))
     return found
 
 
@@ -115,8 +118,6 @@ def environment(name: str, folder: Path) -> dict[str, str]:
 
 def start(program: str, env: dict[str, str], expected: list[list[float]] | None = None) -> float:
     """Seconds until a process has printed its answer, which is the expected one."""
-    import os
-
     began = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-c", SHOW + HERE + program], env={**os.environ, **env}, cwd=ROOT, text=True,
