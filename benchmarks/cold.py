@@ -2,8 +2,8 @@
 
 Whole processes with empty caches, the same program, the same Inductor options, the same range of batches. The miss
 is `python -m app task=compile`, which also looks, verifies, hashes and keeps; plain is a script that builds,
-exports, and calls `aoti_compile_and_package`. The sweep compiles two models by one command, with one worker and with
-two.
+exports, and calls `aoti_compile_and_package`; its precompiled headers, in the temporary folder, may stay from round
+to round. The sweep compiles two models by one command, with one worker and with two.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ MISS, PLAINLY = "a miss", "plain AOTInductor"
 
 
 def fresh(folder: Path) -> tuple[Path, dict[str, str]]:
-    """An empty place, and what keeps every cache in it."""
+    """An empty place, and what keeps the caches in it."""
     place = Path(tempfile.mkdtemp(dir=folder))
-    return place, {"TORCHINDUCTOR_CACHE_DIR": str(place / "inductor"), "TMPDIR": str(place)}
+    return place, {"TORCHINDUCTOR_CACHE_DIR": str(place / "inductor"), "TMPDIR": str(folder)}
 
 
 def miss(model: str, mode: str, folder: Path, phases: list[dict[str, float]]) -> float:

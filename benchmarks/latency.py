@@ -14,6 +14,7 @@ weights, inputs and outputs at the best rate at which it reads a buffer of that 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import statistics
 import sys
@@ -161,33 +162,28 @@ def p50s(blocks: list[list[float]]) -> list[float]:
 
 def measure(quick: bool) -> Section:
     section = Section("Latency", about(__doc__))
-    rates = json.loads(json.dumps(ceilings()), object_pairs_hook=lambda pairs: {as_int(k): v for k, v in pairs})
+    rates = ceilings()
     found: dict[str, Any] = {}
     end = time.monotonic() + BUDGET_S
-    for precision in PRECISIONS:
-        for name in QUICK if quick else CASES:
-            if time.monotonic() > end:
-                found[f"{name}, {precision}"] = {"errors": {"all": OUT_OF_TIME}, "batches": {}}
-                continue
+    with tempfile.TemporaryDirectory(prefix="latency-") as folder:
+        out = Path(folder) / "found.json"
+        env = {
+            "TORCHINDUCTOR_CACHE_DIR": str(STORE / "inductor"),
+            "OMP_NUM_THREADS": str(NUM_THREADS),
+            "TMPDIR": folder,  # where torch unpacks packages and leaves them
+        }
+        for precision, name in itertools.product(PRECISIONS, QUICK if quick else CASES):
             say(f"latency: {name}, {precision}")
-            with tempfile.TemporaryDirectory() as folder:
-                out = Path(folder) / "found.json"
-                command = [__file__, "--task", name, precision, "3" if quick else "11", str(out)]
-                # one for all: what is the same code is compiled once
-                env = {"TORCHINDUCTOR_CACHE_DIR": str(STORE / "inductor"), "OMP_NUM_THREADS": str(NUM_THREADS)}
-                try:
-                    child(command, env, MOST_S)
-                    found[f"{name}, {precision}"] = json.loads(out.read_text())
-                except FailedError as error:
-                    found[f"{name}, {precision}"] = {"errors": {"all": str(error)}, "batches": {}}
+            try:
+                if time.monotonic() > end:
+                    raise FailedError(OUT_OF_TIME)  # noqa: TRY301 - a row like any other
+                child([__file__, "--task", name, precision, "3" if quick else "11", str(out)], env, MOST_S)
+                found[f"{name}, {precision}"] = json.loads(out.read_text())
+            except FailedError as error:
+                found[f"{name}, {precision}"] = {"errors": {"all": str(error)}, "batches": {}}
     section.samples = {"ceilings": rates, "cases": found}
     report(section, found, rates)
     return section
-
-
-def as_int(key: str) -> int | str:
-    """JSON's keys are text."""
-    return int(key) if key.isdigit() else key
 
 
 def report(section: Section, found: dict[str, Any], rates: dict[str, Any]) -> None:

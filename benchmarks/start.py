@@ -113,7 +113,7 @@ def prepare(folder: Path) -> dict[str, str]:
 def environment(name: str, folder: Path) -> dict[str, str]:
     """torch.compile has a cache of its own, which the one file has to fill each time."""
     fresh = tempfile.mkdtemp(dir=folder) if "mega-cache" in name else str(folder / "inductor")
-    return {**USER_CACHE, "TORCHINDUCTOR_CACHE_DIR": fresh}
+    return {**USER_CACHE, "TORCHINDUCTOR_CACHE_DIR": fresh, "TMPDIR": str(folder)}
 
 
 def start(program: str, env: dict[str, str], expected: list[list[float]] | None = None) -> float:
