@@ -119,7 +119,6 @@ class ArrayBoundary(Boundary):
         Raises:
             InputError: an input is no plain array, or has another dtype, rank or size; it names the input.
         """
-        sizes: dict[str, int] = {}
         checked = []
         for value, spec, dtype in zip(values, self.spec.inputs, self._dtypes, strict=True):
             if type(value) is not np.ndarray and type(value) is not np.memmap:  # a masked array's mask would be lost
@@ -129,14 +128,12 @@ class ArrayBoundary(Boundary):
                     bits = f", passed as {dtype}" if dtype.name != spec.dtype else ""
                     raise InputError(f"input {spec.name!r} is {value.dtype}, expected {spec}{bits}")
                 value = value.view(dtype)  # noqa: PLW2901
-            if value.ndim != len(spec.shape):
-                raise InputError(f"input {spec.name!r} has the shape {list(value.shape)}, expected {spec}")
-            for axis, (size, wanted) in enumerate(zip(value.shape, spec.shape, strict=True)):
-                self._check_size(spec, axis, size, wanted, sizes)
-            if spec.low is not None and value.size:
-                spec.check_range(int(value.min()), int(value.max()))
             is_plain = value.flags.c_contiguous and value.flags.aligned
             checked.append(value if is_plain else np.array(value, order="C"))
+        self._check_sizes(tuple(value.shape for value in checked))
+        for value, spec in zip(checked, self.spec.inputs, strict=True):
+            if spec.low is not None and value.size:
+                spec.check_range(int(value.min()), int(value.max()))
         return checked
 
     def restore(self, outputs: Sequence[Any]) -> Any:

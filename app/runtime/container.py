@@ -91,28 +91,28 @@ class Container:
         # Not while a call runs: that has a reference to this. Not at exit: a daemon thread may still be calling.
         weakref.finalize(self, functions.AOTInductorModelContainerDelete, self._handle).atexit = False
         self._num_inputs, self._num_outputs = (self._count(name) for name in ("GetNumInputs", "GetNumOutputs"))
-        self._inputs, self._outputs = _POINTER * self._num_inputs, _POINTER * self._num_outputs
         self._call = getattr(functions, f"{_PREFIX}{'RunSingleThreaded' if single_threaded else 'Run'}")
         # Calls wait here and never inside of the library: an error there wakes nobody who waits, in 2.11 to 2.13.
-        self._free: SimpleQueue[None] = SimpleQueue()
+        self._free: SimpleQueue[tuple[Any, Any, tuple[Any, ...]]] = SimpleQueue()
         for _ in range(1 if single_threaded else num_runners):
-            self._free.put(None)
+            inputs, outputs = (_POINTER * self._num_inputs)(), (_POINTER * self._num_outputs)()
+            arguments = (self._handle, inputs, self._num_inputs, outputs, self._num_outputs)
+            self._free.put((inputs, outputs, arguments))
 
     def run(self, values: list[Any]) -> list[Any]:
         """Run the program; the GIL is free meanwhile."""
         if len(values) != self._num_inputs:  # the library's own check of this ends the process
             raise ValueError(f"{len(values)} tensors, expected {self._num_inputs}")
-        stream, outputs = self._handles.stream(), self._outputs()
-        self._free.get()
+        stream = self._handles.stream()
+        inputs, outputs, arguments = runner = self._free.get()
         try:
-            # the library frees the inputs' handles, after an error too
-            inputs = self._inputs(*self._handles.lend(values))
-            code = self._call(self._handle, inputs, self._num_inputs, outputs, self._num_outputs, stream, None)
-            if code:
+            inputs[:] = self._handles.lend(values)  # the library frees these handles, after an error too
+            if self._call(*arguments, stream, None):
                 raise RuntimeError(_why(self._functions))
+            given = outputs[:]
         finally:
-            self._free.put(None)
-        return self._handles.take(list(outputs))
+            self._free.put(runner)
+        return self._handles.take(given)
 
     def borrow(self, constants: Mapping[str, Any]) -> None:
         """Have the library use these values, not copies of them."""

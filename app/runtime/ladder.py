@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from ..config import FallbackConfig
 from ..errors import AppError, InputError, ServeError
 from ..monitor import performance_monitor
+from ..monitor.operation import Tally
 from ..record import Fallback
 
 logger = logging.getLogger(__name__)
@@ -20,11 +20,6 @@ logger = logging.getLogger(__name__)
 MOST_REASONS = 100
 
 Serve = Callable[..., Any]
-
-
-def _timed(rungs: Sequence[tuple[str, Serve]]) -> list[tuple[str, Serve]]:
-    """The same rungs; a call of each is an operation of the monitor."""
-    return [(name, performance_monitor.monitor(f"inference/{name}")(call)) for name, call in rungs]
 
 
 class InEvalMode:
@@ -74,9 +69,9 @@ class Ladder(InEvalMode):
         steps: Sequence[Fallback] = (),
     ) -> None:
         self._policy, self._on_step = policy, on_step
+        self._calls, self._open = defaultdict[str, Tally](Tally), set[str]()
         self._take(rungs)
         self._before = Counter(step.stage for step in steps)
-        self._calls: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
         self._reasons: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
@@ -94,20 +89,19 @@ class Ladder(InEvalMode):
 
     def serve(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[str, Any]:
         """The rung that answered, and its answer."""
-        rungs = self._timed  # another thread may put one on top
-        for (name, call), (below, _) in itertools.pairwise(rungs):
-            if self._is_open(name):
+        *others, (last, call, count, _) = self._ways  # another thread may put one on top
+        for name, rung, counted, below in others:
+            if name in self._open:
                 continue
             try:
-                answer = call(*args, **kwargs)
+                answer = rung(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - whatever it raises, the model itself may not
                 self._step(name, below, error)
                 continue
-            self._count(name)
+            counted()
             return name, answer
-        name, call = rungs[-1]
-        self._count(name)
-        return name, call(*args, **kwargs)
+        count()
+        return last, call(*args, **kwargs)
 
     def put_on_top(self, rungs: Sequence[tuple[str, Serve]]) -> None:
         """Better rungs than all so far, best first, from the next call on.
@@ -127,10 +121,10 @@ class Ladder(InEvalMode):
         with self._lock:
             reasons = {f"{name}: {reason}": count for (name, reason), count in self._reasons.items()}
         return {
-            "calls": dict(self._calls),
+            "calls": {name: count for name, tally in self._calls.items() if (count := tally.read())},
             "steps": dict(self._before),
             "failures": dict(self._failures),
-            "open": [name for name, _ in self._rungs[:-1] if self._is_open(name)],
+            "open": [name for name, _ in self._rungs[:-1] if name in self._open],
             "reasons": reasons,
             **getattr(self._rungs[0][1], "stats", dict)(),
         }
@@ -138,7 +132,7 @@ class Ladder(InEvalMode):
     @property
     def best(self) -> tuple[str, Serve]:
         """The rung that the next call tries first."""
-        return next(rung for rung in self._rungs if rung is self._rungs[-1] or not self._is_open(rung[0]))
+        return next(rung for rung in self._rungs if rung is self._rungs[-1] or rung[0] not in self._open)
 
     def unload(self) -> None:
         """Let go of every rung; calls raise InputError from now on."""
@@ -168,14 +162,13 @@ class Ladder(InEvalMode):
         self._exchanged = True
 
     def _take(self, rungs: Sequence[tuple[str, Serve]]) -> None:
-        self._rungs, self._timed = list(rungs), _timed(rungs)
-
-    def _count(self, name: str) -> None:
-        with self._lock:
-            self._calls[name] += 1
-
-    def _is_open(self, name: str) -> bool:
-        return self._failures[name] >= self._policy.max_failures
+        """Serve by these; a call of each is an operation of the monitor."""
+        self._rungs = list(rungs)
+        below = [name for name, _ in rungs[1:]]
+        self._ways = [
+            (name, performance_monitor.monitor(f"inference/{name}")(call), self._calls[name].add, next_)
+            for (name, call), next_ in zip(rungs, [*below, ""], strict=True)
+        ]
 
     def _step(self, name: str, below: str, error: Exception) -> None:
         reason = error.message if isinstance(error, AppError) else f"{type(error).__name__}: {error}"
@@ -189,6 +182,8 @@ class Ladder(InEvalMode):
             if not isinstance(error, InputError):
                 self._failures[name] += 1
             opens = not isinstance(error, InputError) and self._failures[name] == self._policy.max_failures
+            if opens:
+                self._open.add(name)
         stage = error.stage if isinstance(error, InputError) else ServeError.stage
         if is_new:
             logger.warning("fallback %s -> %s at %s: %s", name, below, stage, reason)

@@ -112,7 +112,7 @@ class CompiledModel(InEvalMode):
             return self._boundary.restore(self._runner(tensors))
         number, axis = self._batch
         rows = tensors[number].shape[axis]
-        planner = self._planners.get(self._others_of(tensors)) if self._planners else None
+        planner = self._planners.get(self._others_of(tensors) if self._buckets else ()) if self._planners else None
         found = self._run(tensors, rows) if planner is None else self._run_plan(planner.plan(rows), tensors)
         self.sizes_seen[rows] += 1
         return self._boundary.restore(found)
@@ -256,6 +256,8 @@ class CompiledModel(InEvalMode):
         return self.others_of({dim: tensors[n].shape[axis] for dim, (n, axis) in self._places.items()})
 
     def _run_plan(self, plan: Plan, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        if len(plan.steps) == 1 and plan.steps[0].bucket in {None, plan.steps[0].rows}:
+            return self._run(tensors, plan.steps[0].bucket)
         run = partial(self._run, clone=len(plan.steps) > 1)  # a step's outputs outlive the next step's replay
         return self._boundary.arrays.run(plan, tensors, self._axes, self.spec.out_axes[BATCH], run)
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# A service runs for months: what it keeps must end.
+MOST_KNOWN = 10_000
+
+
 @dataclass(frozen=True)
 class InputSpec:
     """One input tensor.
@@ -160,14 +164,18 @@ class Boundary(ABC):
     def __init__(self, spec: CallSpec, device: str, arrays: Arrays) -> None:
         self.spec, self.device, self.arrays = spec, device, arrays
         self._positional = [item.name for item in spec.inputs if not item.keyword]
+        self._in_order = len(spec.inputs) if len(self._positional) == len(spec.inputs) else -1
+        self._known: set[tuple[Any, ...]] = set()  # shapes of inputs that were checked together
         self._constants = {int(position): value for position, value in spec.out_constants.items()}
 
-    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
         """Arguments in the program's order, each named as `forward` names it.
 
         Raises:
             InputError: too many, too few, or unknown ones.
         """
+        if not kwargs and len(args) == self._in_order:
+            return args
         if len(args) > len(self._positional):
             raise InputError(
                 f"{len(args)} positional inputs, expected at most {len(self._positional)}: {self._signature()}"
@@ -201,6 +209,19 @@ class Boundary(ABC):
     @abstractmethod
     def restore(self, outputs: Sequence[Any]) -> Any:
         """The output in the structure that the module itself gives."""
+
+    def _check_sizes(self, shapes: tuple[Any, ...]) -> None:
+        """Raise InputError for the first input whose sizes were not compiled."""
+        if shapes in self._known:
+            return
+        sizes: dict[str, int] = {}
+        for spec, shape in zip(self.spec.inputs, shapes, strict=True):
+            if len(shape) != len(spec.shape):
+                raise InputError(f"input {spec.name!r} has the shape {list(shape)}, expected {spec}")
+            for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
+                self._check_size(spec, axis, size, wanted, sizes)
+        if len(self._known) < MOST_KNOWN:
+            self._known.add(shapes)
 
     def _check_size(self, spec: InputSpec, axis: int, size: int, wanted: int | str, sizes: dict[str, int]) -> None:
         if isinstance(wanted, int):

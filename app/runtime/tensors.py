@@ -40,8 +40,13 @@ class TensorBoundary(Boundary):
     def __init__(self, spec: CallSpec, device: str) -> None:
         super().__init__(spec, device, TENSORS)
         self._device = torch.device(device)
-        self._checks = [(item, item.torch_dtype, len(item.shape)) for item in spec.inputs]
+        self._kind = self._device.type
+        self._checks = [(item, item.torch_dtype) for item in spec.inputs]
+        self._with_range = [
+            index for index, item in enumerate(spec.inputs) if item.low is not None and item.high is not None
+        ]
         self._out_spec = load_treespec(spec)
+        self._is_leaf = self._out_spec.is_leaf() and not self._constants
 
     def check(self, values: Sequence[Any]) -> list[torch.Tensor]:
         """The inputs as the program was compiled for; strides are copied, anything else that differs is refused.
@@ -50,51 +55,59 @@ class TensorBoundary(Boundary):
             InputError: an input is no plain tensor, or has another dtype, device, rank or size; it names the input.
                 Or the call is under autocast.
         """
-        self._refuse_autocast()
-        sizes: dict[str, int] = {}
-        grad = torch.is_grad_enabled()
-        checked = []
-        for value, (spec, dtype, rank) in zip(values, self._checks, strict=True):
-            if type(value) is not torch.Tensor and type(value) is not torch.nn.Parameter:
-                raise InputError(f"input {spec.name!r} is a {type(value).__name__}, expected a tensor {spec}")
-            if value.dtype is not dtype:
-                raise InputError(f"input {spec.name!r} is {_dtype(value)}, expected {spec}")
-            if value.device != self._device:
-                raise InputError(f"input {spec.name!r} is on {value.device}, expected {self._device}")
-            if value.layout is not torch.strided:
-                raise InputError(f"input {spec.name!r} has the layout {value.layout}, expected a dense tensor")
-            if grad and value.requires_grad:
-                raise InputError(
-                    f"input {spec.name!r} requires grad, and compiled code can't be differentiated: "
-                    "detach it, or call under torch.inference_mode()"
-                )
-            shape = value.shape
-            if len(shape) != rank:
-                raise InputError(f"input {spec.name!r} has the shape {list(shape)}, expected {spec}")
-            for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
-                self._check_size(spec, axis, size, wanted, sizes)
-            _check_range(spec, value)
-            if value.is_conj() or value.is_neg():
-                value = value.resolve_conj().resolve_neg()  # noqa: PLW2901
-            checked.append(value if value.is_contiguous() else value.contiguous())
-        return checked
-
-    def _refuse_autocast(self) -> None:
-        if torch.is_autocast_enabled(self._device.type):  # eager would answer in another dtype
+        if torch.is_autocast_enabled(self._kind):  # eager would answer in another dtype
             raise InputError(
                 "called under torch.autocast, which compiled code doesn't follow: call outside of it, "
                 "or compile with precision=bf16"
             )
+        checked = [
+            value
+            if _is_plain(value, dtype) and value.device == self._device
+            else self._made_plain(value, spec, dtype)
+            for value, (spec, dtype) in zip(values, self._checks, strict=True)
+        ]
+        self._check_sizes(tuple([value.shape for value in checked]))
+        for spec, value in self._ranged(checked):
+            smallest, largest = torch.aminmax(value)
+            spec.check_range(int(smallest), int(largest))
+        return checked
+
+    def _made_plain(self, value: Any, spec: InputSpec, dtype: torch.dtype) -> torch.Tensor:
+        """The tensor as compiled code can read it, or why it can't be."""
+        if type(value) is not torch.Tensor and type(value) is not torch.nn.Parameter:
+            raise InputError(f"input {spec.name!r} is a {type(value).__name__}, expected a tensor {spec}")
+        if value.dtype is not dtype:
+            raise InputError(f"input {spec.name!r} is {_dtype(value)}, expected {spec}")
+        if value.device != self._device:
+            raise InputError(f"input {spec.name!r} is on {value.device}, expected {self._device}")
+        if value.layout is not torch.strided:
+            raise InputError(f"input {spec.name!r} has the layout {value.layout}, expected a dense tensor")
+        if value.requires_grad and torch.is_grad_enabled():
+            raise InputError(
+                f"input {spec.name!r} requires grad, and compiled code can't be differentiated: "
+                "detach it, or call under torch.inference_mode()"
+            )
+        return value.resolve_conj().resolve_neg().contiguous()
+
+    def _ranged(self, values: Sequence[torch.Tensor]) -> list[tuple[InputSpec, torch.Tensor]]:
+        return [(self.spec.inputs[index], values[index]) for index in self._with_range if values[index].numel()]
 
     def restore(self, tensors: Sequence[torch.Tensor]) -> Any:
         """The output in the structure that the module itself gives."""
-        return pytree.tree_unflatten(self._leaves(tensors), self._out_spec)
+        return tensors[0] if self._is_leaf else pytree.tree_unflatten(self._leaves(tensors), self._out_spec)
 
 
-def _check_range(spec: InputSpec, value: torch.Tensor) -> None:
-    if spec.low is not None and value.numel():
-        smallest, largest = torch.aminmax(value)
-        spec.check_range(int(smallest), int(largest))
+def _is_plain(value: Any, dtype: torch.dtype) -> bool:
+    """Whether a tensor is, in all but its device and sizes, what compiled code reads: asked at every call."""
+    return (
+        type(value) is torch.Tensor
+        and value.dtype is dtype
+        and value.layout is torch.strided
+        and not value.requires_grad
+        and value.is_contiguous()
+        and not value.is_neg()
+        and not value.is_conj()
+    )
 
 
 class TensorHandles:
