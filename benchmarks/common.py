@@ -132,6 +132,13 @@ def in_turns(ways: Mapping[str, Callable[[], T]], rounds: int, what: str) -> dic
     return samples
 
 
+def timed(action: Callable[..., object], *arguments: object) -> float:
+    """Seconds of a call."""
+    began = time.perf_counter()
+    action(*arguments)
+    return time.perf_counter() - began
+
+
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
     """Median over median; its interval by a bootstrap of the rounds keeps together what was measured together."""
     a, b = np.asarray(above), np.asarray(below)
