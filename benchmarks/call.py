@@ -68,10 +68,10 @@ def per_call_us(call: Callable[[], Any], times: int) -> float:
 
 def measure(quick: bool) -> Section:
     section = Section("Call", about(__doc__))
-    rounds = 20 if quick else 200
+    rounds = 200 if quick else 1000  # short blocks, so that some of them are not interrupted
     for title, module, value, times in (
-        ("one operator", Tiny().eval(), torch.randn(4, 4), 200),
-        ("linear", reference.linear().eval(), torch.randn(4, 768), 50),
+        ("one operator", Tiny().eval(), torch.randn(4, 4), 20),
+        ("linear", reference.linear().eval(), torch.randn(4, 768), 10),
     ):
         with torch.inference_mode():
             ways = {name: partial(per_call_us, call, times) for name, call in layers(module, value).items()}
