@@ -96,7 +96,10 @@ def section(found: dict[str, Any]) -> str:
         f"{found['created_at'][:16].replace('T', ' ')} UTC, {found['took_s']} s; "
         f"load average {found['load'][0]} before, {found['load'][1]} after."
     )
-    text = [f"## {found['title']}\n", found["text"], f"*{where}*\n", *map(markdown, found["tables"])]
+    text = [f"## {found['title']}\n", found["text"], f"*{where}*\n"]
+    if max(found["load"]) > 2 * facts["cores"]:  # more than a part and its compilers make
+        text.append("**The machine was busy with something else**: these figures are not to be relied on.\n")
+    text += map(markdown, found["tables"])
     for name, drawing in found["plots"].items():
         path = DOCUMENT.with_suffix("") / f"{name}.svg"
         path.parent.mkdir(exist_ok=True)

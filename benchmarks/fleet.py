@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from common import ROOT, Section, about, main, say
+from common import ROOT, Section, about, main, say, timed
 from fsspec.implementations.memory import MemoryFileSystem
 from hydra import compose, initialize_config_dir
 
@@ -38,12 +38,6 @@ from app.store.locks import hold_for_work
 from app.store.remote import Remote
 
 ARTIFACT_BYTES = 1_000_000
-
-
-def timed(action: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
 
 
 def run_one_job(folder: Path) -> str:

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import fleet
 import numpy as np
 import store as stores
 import torch
-from common import APP_STORE, USER_CACHE, Goal, Section, about, child, main, say
+from common import APP_STORE, USER_CACHE, Goal, Section, about, child, main, say, timed
 from torch import nn
 
 from app.api import compile_model, session
@@ -65,11 +64,7 @@ def plan(counts: list[int]) -> Points:
     for count in counts:
         sizes = np.unique(np.geomspace(1, 256, count).round().astype(int))
         latencies = Latencies({int(size): float(size) ** 0.8 for size in sizes}, {1: 1.0, 256: 256.0**0.9})
-        times = []
-        for _ in range(3):
-            planner, began = Planner(latencies, 1024), time.perf_counter()
-            planner.plan(256)
-            times.append(time.perf_counter() - began)
+        times = [timed(Planner(latencies, 1024).plan, 256) for _ in range(3)]
         found.append((float(len(sizes)), min(times) * 1e3))
     return found
 

@@ -20,11 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
-from common import Section, about, in_turns, main, say, spread
+from common import Section, about, in_turns, main, say, spread, timed
 
 from app import lookup
 from app.keys import Key
@@ -43,12 +43,6 @@ settings = Settings(model=ModelConfig(target="app.workloads.reference:linear", i
 print(json.dumps(prepare(settings, request_key(settings, "cpu").factors, "cpu").dependencies))
 """
 TARGET = {"target": {"machine": platform.machine(), "flags": []}}
-
-
-def timed(action: Callable[..., object], *arguments: object) -> float:
-    began = time.perf_counter()
-    action(*arguments)
-    return time.perf_counter() - began
 
 
 def fill(root: Path, count: int) -> list[Key]:
