@@ -171,12 +171,15 @@ def decline(context: Context, store: Store, why: str) -> None:
     Raises:
         MissError: it says `fail`.
         EagerAskedError: it says `eager`, or `background`, and another process has been started.
+        ExportError: that process can't be given the module that is in this one.
     """
     cache = context.settings.cache
     if cache.on_miss == "fail":
         raise MissError(f"cache.on_miss=fail, and it is a miss: {why}")
     if cache.on_miss == "background" and not store.readonly and cache.dir is not None:
-        pid = background.start(context.settings, context.folder / background.FOLDER)
+        folder = context.folder / background.FOLDER
+        folder.mkdir(mode=0o700, parents=True)
+        pid = background.start(context.settings, context.for_worker(folder).model, folder)
         raise EagerAskedError(f"cache.on_miss=background: process {pid} compiles it meanwhile; it is a miss: {why}")
     if cache.on_miss == "eager":
         raise EagerAskedError(f"cache.on_miss=eager, and it is a miss: {why}")

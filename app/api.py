@@ -288,12 +288,12 @@ def compile_model(
         raise ConfigError(f"compile_model takes an nn.Module, and this is a {type(module).__name__}")
     module.eval()
     settings = settings_of((*_DEFAULTS.get(), f"mode={mode}", f"precision={precision}", *overrides))
-    if settings.cache.on_miss == "background":
-        raise ConfigError("cache.on_miss=background needs a model that config can build: a live one is compiled here")
     given = live.signature(module, example_inputs, dynamic, ranges)
     device = _device_of(module, given.tensors, settings.device)
     settings = replace(settings, device=device)
     digest, uncertain = live.name_of(module)
+    if settings.cache.on_miss == "background" and uncertain is not None:
+        raise ConfigError(f"cache.on_miss=background needs a module that can be found again, and {uncertain}")
     label = name or type(module).__name__
     contexts = [
         live.LiveContext(

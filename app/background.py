@@ -11,18 +11,22 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .config import Settings, TaskConfig
+from .config import ModelConfig, Settings, TaskConfig
 
 FOLDER, RECORD = "background", "record.json"
 
 
-def start(settings: Settings, folder: Path) -> int:
+def start(settings: Settings, model: ModelConfig, folder: Path) -> int:
     """Start a process that compiles; its log and record lie in `folder`.
+
+    Args:
+        settings: The run's, which the request is made of.
+        model: What the process builds: the settings' own, or the program that a live module was exported to.
+        folder: Is there already.
 
     Returns:
         The process's id.
     """
-    folder.mkdir(mode=0o700, parents=True)
     later = replace(settings, task=TaskConfig("compile"), cache=replace(settings.cache, on_miss="compile"))
     boot = f"import sys; sys.path[:] = {sys.path!r}; from {__package__}.detached import main; main()"
     with (folder / "run.log").open("wb") as log:
@@ -34,7 +38,7 @@ def start(settings: Settings, folder: Path) -> int:
             start_new_session=True,  # an interrupt of the run isn't meant for it
         )
     assert process.stdin is not None
-    process.stdin.write(json.dumps(asdict(later)).encode())
+    process.stdin.write(json.dumps({"settings": asdict(later), "model": asdict(model)}).encode())
     process.stdin.close()
     process.returncode = 0  # nobody waits for it
     return process.pid

@@ -110,20 +110,21 @@ def by_eager(context: Context, error: EagerAskedError, asked: Settings) -> Ladde
     context.step(step_down(error, context.settings.fallback))
     ladder = context.on_ladder(None)
     if (context.folder / background.FOLDER).is_dir():
-        swap_in(asked, context.folder / background.FOLDER, ladder)
+        swap_in(context, asked, ladder)
     return ladder
 
 
-def swap_in(settings: Settings, folder: Path, ladder: Ladder) -> None:
-    """Wait, in a thread, for the process that was started with `folder`, and put what it compiled on top of a ladder.
+def swap_in(context: Context, asked: Settings, ladder: Ladder) -> None:
+    """Wait, in a thread, for the process that a run has started, and put what it compiled on top of a ladder.
 
     What fails on the way is said once in the log, and the ladder serves on as it is.
     """
-    ladder.pending = threading.Thread(target=_swap_in, args=(settings, folder, ladder), daemon=True)
+    ladder.pending = threading.Thread(target=_swap_in, args=(context, asked, ladder), daemon=True)
     ladder.pending.start()
 
 
-def _swap_in(settings: Settings, folder: Path, ladder: Ladder) -> None:
+def _swap_in(before: Context, settings: Settings, ladder: Ladder) -> None:
+    folder = before.folder / background.FOLDER
     deadline = time.monotonic() + settings.compile.timeout_s + settings.cache.lock_timeout_s
     while not (folder / background.RECORD).exists():
         if time.monotonic() > deadline:
@@ -132,6 +133,8 @@ def _swap_in(settings: Settings, folder: Path, ladder: Ladder) -> None:
         time.sleep(POLL_S)
     settings = replace(settings, cache=replace(settings.cache, on_miss="fail"))
     context = context_for(settings, folder)
+    if (workload := before.__dict__.get("workload")) is not None:  # built already, or live
+        context.__dict__["workload"] = workload
     try:
         _choose(context)
         if context.settings.mode.engine == EAGER:

@@ -416,9 +416,24 @@ def test_a_shadow_that_fails_costs_no_call_and_is_counted_and_said(tmp_path, mon
     assert model.info["warnings"] == ["shadow: eager can't be compared: RuntimeError: no memory"]
 
 
-def test_background_is_refused_for_a_live_module(tmp_path):
-    with pytest.raises(ConfigError, match="a live one is compiled here"):
-        app.compile_model(Branches(), torch.ones(2), "cache.on_miss=background", f"cache.dir={tmp_path}")
+def test_background_is_refused_for_a_module_that_could_not_be_found_again(tmp_path):
+    module = Branches()
+    module.lock = threading.Lock()
+    with pytest.raises(ConfigError, match=r"can be found again, and Branches\.lock is a live lock"):
+        app.compile_model(module, torch.ones(2), "cache.on_miss=background", f"cache.dir={tmp_path}")
+
+
+@pytest.mark.slow
+def test_a_live_module_is_served_by_eager_until_another_process_has_compiled_it(tmp_path):
+    module, x = nn.Linear(3, 2), torch.ones(4, 3)
+    model = app.compile_model(module, x, "cache.on_miss=background", f"cache.dir={tmp_path}")
+    assert (model.info["rung"], model.ready()) == ("eager", False)
+    assert torch.equal(model(x), module(x))
+    assert model.ready(timeout_s=300)
+    assert model.info["rung"] == "compiled"
+    assert torch.allclose(model(x[:1]), module(x[:1]))
+    again = app.compile_model(module, x, "cache.on_miss=fail", f"cache.dir={tmp_path}")
+    assert again.info["cache"]["outcome"] == "direct-hit"
 
 
 def test_sessions_are_a_threads_own():
