@@ -1,6 +1,6 @@
 """A model that OpenVINO compiled, from the blob that it wrote.
 
-The blob holds the weights and the graph as the CPU plugin transforms it: compiling the graph again takes two to six
+The blob holds the weights and the graph as the CPU plugin transforms it: compiling the graph again takes three to ten
 times as long as reading it. Only the version that wrote it reads it, which is a factor of the key.
 """
 
