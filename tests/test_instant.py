@@ -15,6 +15,7 @@ import app
 from app import instant
 from app.errors import ConfigError, InputError, LoadError, MissError, VerifyError
 from app.instant import main
+from app.runtime import libtorch
 from app.runtime.model import CompiledModel
 
 # What a start must not wait for.
@@ -195,11 +196,9 @@ def test_an_unloaded_model_says_so(cache):
 
 
 def test_without_torch_installed_the_error_says_what_to_install(monkeypatch):
-    from app.runtime import arrays
-
-    monkeypatch.setattr(arrays.importlib.machinery.PathFinder, "find_spec", lambda _: None)
+    monkeypatch.setattr(libtorch.importlib.machinery.PathFinder, "find_spec", lambda _: None)
     with pytest.raises(LoadError, match="pip install"):
-        arrays.libtorch.__wrapped__()
+        libtorch.opened()
 
 
 # The command
