@@ -20,9 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .runtime import libtorch  # noqa: F401 - first, since it opens torch's library beside the imports that follow
-
-# isort: split
 from . import dependencies, environment, lookup, names, planning, structured
 from .composed import settings_of
 from .config import CacheConfig, NumericsConfig, Settings, user_cache_dir

@@ -15,7 +15,6 @@ import app
 from app import instant
 from app.errors import ConfigError, InputError, LoadError, MissError, VerifyError
 from app.instant import main
-from app.runtime import libtorch
 from app.runtime.model import CompiledModel
 
 # What a start must not wait for.
@@ -196,9 +195,11 @@ def test_an_unloaded_model_says_so(cache):
 
 
 def test_without_torch_installed_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(libtorch.importlib.machinery.PathFinder, "find_spec", lambda _: None)
+    from app.runtime import arrays
+
+    monkeypatch.setattr(arrays.importlib.machinery.PathFinder, "find_spec", lambda _: None)
     with pytest.raises(LoadError, match="pip install"):
-        libtorch.opened()
+        arrays.libtorch.__wrapped__()
 
 
 # The command

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.machinery
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,6 @@ import numpy as np
 from ..errors import InputError, LoadError
 from .batches import Arrays
 from .container import Address, Container, functions_of
-from .libtorch import opened
 from .model import LIBRARY, WEIGHTS, CompiledModel
 from .runner import Runner
 from .spec import Boundary, CallSpec
@@ -78,12 +78,18 @@ def libtorch() -> ctypes.CDLL:
     Raises:
         LoadError: torch isn't installed, or its library lacks a function.
     """
-    library = opened()
+    spec = importlib.machinery.PathFinder.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise LoadError("torch is not installed: pip install 'torch>=2.11,<2.14'")
+    folder = Path(spec.origin).parent / "lib"
     try:
+        # global: compiled libraries look its functions up by name
+        ctypes.CDLL(str(folder / "libc10.so"), mode=ctypes.RTLD_GLOBAL)
+        library = ctypes.CDLL(str(folder / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)
         for name, types in _FUNCTIONS.items():
             getattr(library, f"aoti_torch_{name}").argtypes = types
-    except AttributeError as error:
-        raise LoadError(f"torch's library lacks what this program calls: {error}") from error
+    except (OSError, AttributeError) as error:
+        raise LoadError(f"torch's library in {folder} can't be used: {error}") from error
     return library
 
 
