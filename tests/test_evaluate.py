@@ -32,7 +32,7 @@ def context(context_of, module_file, rows):
 
     def made(*args, label="y"):
         given = [f"data.path={rows}", *([] if label is None else [f"data.label={label}"])]
-        base = ["task=evaluate", "mode=eager", "model=custom", "model.target=echo:build", SPEC, "data=npz"]
+        base = ["task=evaluate", "mode=default", "model=custom", "model.target=echo:build", SPEC, "data=npz"]
         return context_of([*base, "evaluate.batch_size=4", *given, *args])
 
     return made

@@ -97,10 +97,17 @@ def test_what_cannot_be_had_here_is_no_candidate(compose_settings, monkeypatch, 
     assert "openvino/fp32" not in candidates(compose_settings([*asked, argument]), "cpu")
 
 
-def test_auto_weights_are_tried_in_both_places_where_the_mode_allows_it(compose_settings):
+def test_auto_weights_are_tried_in_both_places_where_the_mode_allows_it(compose_settings, monkeypatch):
+    monkeypatch.setattr("app.compiler.installed", lambda _: "2026.4.1")  # OpenVINO, which bakes weights in
     asked = ["model=linear", "mode=auto", "weights=auto", "+auto.portfolio.default.inductor.freezing=true"]
     found = candidates(compose_settings(asked), "cpu")
-    names = {"max-autotune/fp32/frozen", "max-autotune/fp32/external", "default/fp32/frozen", "eager/fp32"}
+    names = {
+        "max-autotune/fp32/frozen",
+        "max-autotune/fp32/external",
+        "default/fp32/frozen",
+        "openvino/fp32/frozen",
+        "eager/fp32",
+    }
     assert set(found) == names
     frozen = request_key(compose_settings(["model=linear", "mode=max-autotune"]), "cpu").digest
     assert request_key(found["max-autotune/fp32/frozen"].of(compose_settings(asked)), "cpu").digest == frozen

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import enum
 import functools
+import inspect
 import json
 import math
 import operator
@@ -872,9 +873,11 @@ def test_operators_of_the_users_own_are_no_reason_for_doubt():
 def test_what_torch_compile_wraps_around_modules_is_no_reason_for_doubt(restored):
     from torch._dynamo import mutation_guard
 
+    # another test may have had torch.compile wrap it
+    original = inspect.getclosurevars(nn.Module.__init__).nonlocals.get("init", nn.Module.__init__)
+    restored.setattr(nn.Module, "__init__", original)
     torch.manual_seed(0)
     before = fingerprint(Calls().eval())
-    restored.setattr(nn.Module, "__init__", nn.Module.__init__)
     restored.setattr(nn.Module, "___needs_generation_tag_patch", True, raising=False)
     mutation_guard.install_generation_tagging_init()
     assert nn.Module.__init__.__module__ == mutation_guard.__name__

@@ -107,7 +107,8 @@ class CompiledModel(InEvalMode):
             InputError: an input differs from what was compiled; the message names it.
             CaptureError: the CUDA graphs must not be replayed any more.
         """
-        tensors = self._checked(args, kwargs)
+        boundary = self._boundary
+        tensors = boundary.check(boundary.bind(args, kwargs))
         if self._batch is None:
             return self._boundary.restore(self._runner(tensors))
         number, axis = self._batch
@@ -115,7 +116,7 @@ class CompiledModel(InEvalMode):
         planner = self._planners.get(self._others_of(tensors) if self._buckets else ()) if self._planners else None
         found = self._run(tensors, rows) if planner is None else self._run_plan(planner.plan(rows), tensors)
         self.sizes_seen[rows] += 1
-        return self._boundary.restore(found)
+        return boundary.restore(found)
 
     def as_it_is(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model through the dynamic artifact: no plan, no graph; raises as a call does."""

@@ -41,7 +41,7 @@ class TensorBoundary(Boundary):
         super().__init__(spec, device, TENSORS)
         self._device = torch.device(device)
         self._kind = self._device.type
-        self._checks = [(item, item.torch_dtype) for item in spec.inputs]
+        self._dtypes = [item.torch_dtype for item in spec.inputs]
         self._with_range = [
             index for index, item in enumerate(spec.inputs) if item.low is not None and item.high is not None
         ]
@@ -60,16 +60,24 @@ class TensorBoundary(Boundary):
                 "called under torch.autocast, which compiled code doesn't follow: call outside of it, "
                 "or compile with precision=bf16"
             )
-        checked = [
-            value
-            if _is_plain(value, dtype) and value.device == self._device
-            else self._made_plain(value, spec, dtype)
-            for value, (spec, dtype) in zip(values, self._checks, strict=True)
-        ]
+        here, checked = self._device, []
+        for index, (value, dtype) in enumerate(zip(values, self._dtypes, strict=True)):
+            is_plain = (  # what compiled code reads, in all but its sizes
+                type(value) is torch.Tensor
+                and value.dtype is dtype
+                and value.device == here
+                and value.layout is torch.strided
+                and not value.requires_grad
+                and value.is_contiguous()
+                and not value.is_neg()
+                and not value.is_conj()
+            )
+            checked.append(value if is_plain else self._made_plain(value, self.spec.inputs[index], dtype))
         self._check_sizes(tuple([value.shape for value in checked]))
-        for spec, value in self._ranged(checked):
-            smallest, largest = torch.aminmax(value)
-            spec.check_range(int(smallest), int(largest))
+        for index in self._with_range:
+            if checked[index].numel():
+                smallest, largest = torch.aminmax(checked[index])
+                self.spec.inputs[index].check_range(int(smallest), int(largest))
         return checked
 
     def _made_plain(self, value: Any, spec: InputSpec, dtype: torch.dtype) -> torch.Tensor:
@@ -89,25 +97,9 @@ class TensorBoundary(Boundary):
             )
         return value.resolve_conj().resolve_neg().contiguous()
 
-    def _ranged(self, values: Sequence[torch.Tensor]) -> list[tuple[InputSpec, torch.Tensor]]:
-        return [(self.spec.inputs[index], values[index]) for index in self._with_range if values[index].numel()]
-
     def restore(self, tensors: Sequence[torch.Tensor]) -> Any:
         """The output in the structure that the module itself gives."""
         return tensors[0] if self._is_leaf else pytree.tree_unflatten(self._leaves(tensors), self._out_spec)
-
-
-def _is_plain(value: Any, dtype: torch.dtype) -> bool:
-    """Whether a tensor is, in all but its device and sizes, what compiled code reads: asked at every call."""
-    return (
-        type(value) is torch.Tensor
-        and value.dtype is dtype
-        and value.layout is torch.strided
-        and not value.requires_grad
-        and value.is_contiguous()
-        and not value.is_neg()
-        and not value.is_conj()
-    )
 
 
 class TensorHandles:
