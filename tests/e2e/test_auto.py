@@ -26,6 +26,7 @@ PICKY = """
         return Picky(16, 4)
 """
 INPUTS = "model.inputs=[{name: x, shape: [batch, 16]}]"
+OURS = "fallback.rungs=[compiled,jit,eager]"  # whatever else is installed here
 LOAD = """
 import json, sys
 import app, app.choose as choose
@@ -45,8 +46,7 @@ def run(run_app, module_file, fresh_store):
     """Run a model of one of these modules in a store of its own."""
 
     def started(name, *args):
-        target = ["model=custom", f"model.target={name}:build", INPUTS, "graphs.batch_sizes=[4]"]
-        target.append("fallback.rungs=[compiled,jit,eager]")  # whatever else is installed here
+        target = ["model=custom", f"model.target={name}:build", INPUTS, OURS, "graphs.batch_sizes=[4]"]
         return run_app([*target, f"cache.dir={fresh_store}", *args], env=module_file.env)
 
     return started
@@ -83,7 +83,7 @@ def test_measured_once_and_known_in_every_later_process(
     assert later.record["cache"] is None or later.record["cache"]["outcome"] == "direct-hit"
     assert "auto: " in later.stdout
 
-    asked = ["model=custom", "model.target=tiny:build", INPUTS, "graphs.batch_sizes=[4]", "mode=auto", "device=cpu"]
+    asked = ["model=custom", "model.target=tiny:build", INPUTS, OURS, "graphs.batch_sizes=[4]", "mode=auto", "device=cpu"]
     program = ("-c", LOAD, json.dumps([*asked, f"cache.dir={fresh_store}"]))
     loaded = finish_app(start_app([], env=module_file.env, program=program))
     assert loaded.code == 0, loaded.stderr
