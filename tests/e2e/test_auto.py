@@ -83,7 +83,15 @@ def test_measured_once_and_known_in_every_later_process(
     assert later.record["cache"] is None or later.record["cache"]["outcome"] == "direct-hit"
     assert "auto: " in later.stdout
 
-    asked = ["model=custom", "model.target=tiny:build", INPUTS, OURS, "graphs.batch_sizes=[4]", "mode=auto", "device=cpu"]
+    asked = [
+        "model=custom",
+        "model.target=tiny:build",
+        INPUTS,
+        OURS,
+        "graphs.batch_sizes=[4]",
+        "mode=auto",
+        "device=cpu",
+    ]
     program = ("-c", LOAD, json.dumps([*asked, f"cache.dir={fresh_store}"]))
     loaded = finish_app(start_app([], env=module_file.env, program=program))
     assert loaded.code == 0, loaded.stderr

@@ -11,7 +11,7 @@ import torch
 from app import capturing, errors, pipeline
 from app.acquire import acquire, load, opened
 from app.errors import InputError
-from app.runtime import model
+from app.runtime import aoti
 from app.runtime.aoti import AotiRunner
 from tests.runtime.simulator import Simulator
 
@@ -29,7 +29,7 @@ def simulator(monkeypatch):
         def __call__(self, tensors):
             return simulator.artifact(super().__call__)(tensors)
 
-    monkeypatch.setattr(model, "AotiRunner", Opaque)
+    monkeypatch.setattr(aoti, "AotiRunner", Opaque)
     monkeypatch.setattr(capturing, "mechanism_for", lambda _: simulator)
     return simulator
 
