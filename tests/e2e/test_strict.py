@@ -8,12 +8,13 @@ pytestmark = pytest.mark.slow
 
 # The command, with a library that fails from its n-th call on; 0 fails to load.
 BROKEN = """
-from app.runtime import model
+from app.errors import LoadError
+from app.runtime import aoti
 
-class Broken(model.AotiRunner):
+class Broken(aoti.AotiRunner):
     def __init__(self, *args, **kwargs):
         if not {first}:
-            raise model.LoadError("planted")
+            raise LoadError("planted")
         super().__init__(*args, **kwargs)
         self.calls = 0
 
@@ -23,7 +24,7 @@ class Broken(model.AotiRunner):
             raise RuntimeError("planted")
         return super().__call__(tensors)
 
-model.AotiRunner = Broken
+aoti.AotiRunner = Broken
 from app.cli import main
 main()
 """
