@@ -117,8 +117,8 @@ def load(*overrides: str, config_dir: str | Path | None = None) -> Model:
 def _check(settings: Settings) -> None:
     """Raise ConfigError for what can't be had without Python's torch."""
     why = None
-    if environment.resolve_device(settings.device) != "cpu":
-        why = f"device={settings.device} is no CPU"
+    if (device := environment.resolve_device(settings.device)) != "cpu":
+        why = f"device={settings.device} is {device} here"
     elif settings.has_auto:
         why = "mode=auto and precision=auto choose while torch is there: name what they chose"
     elif settings.mode.rung != COMPILED:
