@@ -180,10 +180,10 @@ def test_a_damaged_library_is_never_loaded(copied_store):
 
 @pytest.mark.slow
 def test_batch_sizes_that_nobody_verified_are_refused(cache, hit_args):
-    with pytest.raises(VerifyError, match="nobody has verified batch sizes 9, 16"):
-        instant.load(*hit_args("linear"), "graphs.batch_sizes=[1,16]")
+    with pytest.raises(VerifyError, match="nobody has verified batch sizes 19, 37"):
+        instant.load(*hit_args("linear"), "graphs.batch_sizes=[1,37]")
     with pytest.raises(VerifyError, match="relative L2 error"):
-        instant.load(*hit_args("linear"), "precision.floor=1e-12", "verify.multiple=1e-6")
+        instant.load(*hit_args("transformer"), "precision.floor=1e-12", "verify.multiple=1")
 
 
 @pytest.mark.slow
