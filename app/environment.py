@@ -59,19 +59,6 @@ def installed(distribution: str) -> str | None:
         return None
 
 
-def _version(package: str) -> str | None:
-    """A package's version as its own text has it: importing importlib.metadata takes longer than a whole lookup."""
-    spec = importlib.machinery.PathFinder.find_spec(package)
-    if spec is None or spec.origin is None:
-        return None
-    for file in (Path(spec.origin).with_name("version.py"), Path(spec.origin)):
-        if file.is_file() and (
-            found := re.search(r"^(?:__)?version(?:__)? *= *['\"]([^'\"]+)", file.read_text(), re.MULTILINE)
-        ):
-            return found[1]
-    return installed(package)
-
-
 @functools.cache
 def toolchain() -> dict[str, Any]:
     """What generates the code: a factor of every key. The C++ compiler is provenance, not a factor."""
@@ -80,8 +67,8 @@ def toolchain() -> dict[str, Any]:
         "torch": torch["version"],
         "torch_git": torch["git_version"],
         "cuda": torch["cuda"],
-        "triton": _version("triton"),
-        "numpy": _version("numpy"),
+        "triton": installed("triton"),
+        "numpy": installed("numpy"),
     }
 
 
