@@ -73,6 +73,8 @@ def write(quick: bool, failed: list[str]) -> None:
     if quick:
         text.append("**These figures are of `--quick`**: they show that everything runs, and not how fast.\n")
     text += [f"**{part} failed** and is not here.\n" for part in failed]
+    if missing := [part for part in PARTS if part not in {*found, *failed}]:
+        text.append(f"Not measured yet, so not here: {', '.join(missing)}.\n")
     goals = [("goal", "wished", "reached", "")]
     unmet: dict[str, list[str]] = {}
     for part, each in found.items():
