@@ -59,6 +59,8 @@ _API = ("Model", "compile_model", "load", "session")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "instant":  # a module of its own face
+        return importlib.import_module(f".{name}", __name__)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = "api" if name in _API else "monitor" if "monitor" in name.lower() else "compat"
