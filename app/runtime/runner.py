@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from ..errors import InputError
 
-class Runner:
+
+class Runner(ABC):
     """A loaded artifact: tensors or arrays in and out, nothing of them checked. Any number of threads may call it.
 
     Attributes:
@@ -22,10 +25,10 @@ class Runner:
         """Where the external weights lie."""
         return tuple(tensor.data_ptr() for tensor in self.constants.values())
 
-    def borrow(self, constants: Mapping[str, Any]) -> None:
-        """Have it read these tensors from now on; not while a call runs."""
-        raise NotImplementedError
+    def borrow(self, constants: Mapping[str, Any]) -> None:  # noqa: ARG002 - of use where there are weights to exchange
+        """Have it read these tensors from now on; not while a call runs. Raises InputError where it has none."""
+        raise InputError("the weights are baked into the artifact: compile with weights=external to exchange them")
 
+    @abstractmethod
     def __call__(self, values: list[Any]) -> list[Any]:
         """Run the compiled program."""
-        raise NotImplementedError
