@@ -50,13 +50,27 @@ def torch_version() -> dict[str, str | None]:
 
 
 def installed(distribution: str) -> str | None:
-    """The installed version of a distribution, or None."""
-    import importlib.metadata
+    """The installed version of a distribution, or None.
 
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    Read off the name of the folder that installers leave beside a package, the first on `sys.path`, as
+    importlib.metadata finds it too: but that takes some 16 ms to import, and reads what is inside.
+    """
+    wanted = _normalised(distribution)
+    for place in sys.path:
+        try:
+            names = os.listdir(place or ".")  # noqa: PTH208 - half the time, and it is of every start
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith((".dist-info", ".egg-info")):
+                project, _, version = name.rpartition(".")[0].partition("-")
+                if version and _normalised(project) == wanted:
+                    return version
+    return None
+
+
+def _normalised(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "_", distribution).lower()
 
 
 @functools.cache

@@ -62,6 +62,7 @@ class Sentences(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        mend_torchvision()
         from safetensors.torch import load_file
 
         self.encoder = minilm.build()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import importlib.machinery
+import importlib.metadata
 import platform
 import types
 
@@ -141,6 +142,22 @@ def test_a_record_names_machine_and_toolchain():
 def test_a_distribution_that_is_not_installed_has_no_version():
     assert environment.installed("no-such-distribution-at-all") is None
     assert environment.installed("pytest") == pytest.__version__
+
+
+def test_versions_are_those_of_importlib_metadata():
+    names = {each.metadata["Name"] for each in importlib.metadata.distributions()}
+    assert len(names) > 10
+    assert {name: environment.installed(name) for name in names} == {
+        name: importlib.metadata.version(name) for name in names
+    }
+
+
+def test_the_first_place_on_the_import_path_says_the_version(tmp_path, monkeypatch):
+    (tmp_path / "numpy-1.26.4.dist-info").mkdir()
+    (tmp_path / "Some.Thing-2.0.egg-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert environment.installed("numpy") == "1.26.4"
+    assert environment.installed("some-thing") == "2.0"
 
 
 def test_each_level_needs_all_that_the_one_before_needs():

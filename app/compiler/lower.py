@@ -76,7 +76,9 @@ def lower(exported: Exported, options: Mapping[str, Any], folder: Path, scratch:
     try:
         module = program.module(check_guards=False)
         _drop_constants(module)
-        files = torch._inductor.aot_compile(module, args, kwargs, options=configs)  # noqa: SLF001
+        _flatten_products(module)
+        with torch.no_grad():  # without it Inductor takes `freezing` for False, and says nothing
+            files = torch._inductor.aot_compile(module, args, kwargs, options=configs)  # noqa: SLF001
     except Exception as error:  # Inductor raises whatever its passes raise
         raise CompileError(_cause(error)) from error
     assert isinstance(files, list), "with aot_inductor.package a list of files comes back"
@@ -98,6 +100,39 @@ def _drop_constants(module: torch.fx.GraphModule) -> None:
     output.args = torch.fx.node.map_aggregate(
         output.args, lambda leaf: leaf if isinstance(leaf, torch.fx.Node) else None
     )
+    module.recompile()
+
+
+def _flatten_products(module: torch.fx.GraphModule) -> None:
+    """Make products of a batch with one matrix products of two matrices.
+
+    Inductor decomposes them as eager does: where the rows aren't contiguous, as those that nn.MultiheadAttention
+    projects are with `batch_first`, into a batched product with a copy of the weights for each row of the batch.
+    """
+    aten, graph = torch.ops.aten, module.graph
+    for node in [
+        *graph.find_nodes(op="call_function", target=aten.linear.default),
+        *graph.find_nodes(op="call_function", target=aten.matmul.default),
+    ]:
+        rows, matrix = node.args[:2]
+        values = [each.meta.get("val") for each in (rows, matrix, node)]
+        if any(each is None for each in values):
+            continue
+        given, by, gives = (tuple(each.shape) for each in values)
+        if len(given) < 3 or len(by) != 2 or not isinstance(given[-1], int) or not isinstance(gives[-1], int):
+            continue
+        with graph.inserting_before(node):
+            sizes = [
+                size if isinstance(size, int) else graph.call_function(aten.sym_size.int, (rows, axis))
+                for axis, size in enumerate(given[:-1])
+            ]
+            flat = graph.call_function(aten.reshape.default, (rows, [-1, given[-1]]))
+            product = graph.call_function(node.target, (flat, *node.args[1:]), node.kwargs)
+            batch = graph.call_function(aten.reshape.default, (product, [*sizes, gives[-1]]))
+        batch.meta.update(node.meta)  # the next one may look at it
+        node.replace_all_uses_with(batch)
+        graph.erase_node(node)
+    graph.lint()
     module.recompile()
 
 

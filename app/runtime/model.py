@@ -257,8 +257,9 @@ class CompiledModel(InEvalMode):
         return self.others_of({dim: tensors[n].shape[axis] for dim, (n, axis) in self._places.items()})
 
     def _run_plan(self, plan: Plan, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        if len(plan.steps) == 1 and plan.steps[0].bucket in {None, plan.steps[0].rows}:
-            return self._run(tensors, plan.steps[0].bucket)
+        first, *others = plan.steps
+        if not others and (first.bucket is None or first.bucket == first.rows):
+            return self._run(tensors, first.bucket)
         run = partial(self._run, clone=len(plan.steps) > 1)  # a step's outputs outlive the next step's replay
         return self._boundary.arrays.run(plan, tensors, self._axes, self.spec.out_axes[BATCH], run)
 

@@ -31,6 +31,9 @@ _capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p,
 )
 
 
+# Plain tensors differ by whether they were made, and are given, in inference mode.
+MOST_GUARDS = 4
+
 TENSORS = Arrays(torch.concatenate, torch.broadcast_to, torch.Tensor.contiguous)
 
 
@@ -45,6 +48,7 @@ class TensorBoundary(Boundary):
         self._with_range = [
             index for index, item in enumerate(spec.inputs) if item.low is not None and item.high is not None
         ]
+        self._guards: list[Any] = []
         self._out_spec = load_treespec(spec)
         self._is_leaf = self._out_spec.is_leaf() and not self._constants
 
@@ -55,29 +59,50 @@ class TensorBoundary(Boundary):
             InputError: an input is no plain tensor, or has another dtype, device, rank or size; it names the input.
                 Or the call is under autocast.
         """
+        checked = list(values) if self._are_plain(values) else self._each_checked(values)
+        self._check_sizes(tuple([value.shape for value in checked]))
+        for index in self._with_range:
+            if checked[index].numel():
+                smallest, largest = torch.aminmax(checked[index])
+                self.spec.inputs[index].check_range(int(smallest), int(largest))
+        return checked
+
+    def _are_plain(self, values: Sequence[Any]) -> bool:
+        """Whether they are, in all but their sizes, as inputs that were checked before; False is no answer.
+
+        Dynamo's guard is one call into C++. It compares class, dtype, device, rank, requires_grad and dispatch keys
+        (where layout, negative, conjugate, autocast and inference mode are seen), and here neither sizes nor strides.
+        """
+        for guard in self._guards:
+            if guard.check(*values):
+                for value in values:  # noqa: SIM110 - all() costs three times as much
+                    if not value.is_contiguous():
+                        return False
+                return True
+        return False
+
+    def _each_checked(self, values: Sequence[Any]) -> list[torch.Tensor]:
         if torch.is_autocast_enabled(self._kind):  # eager would answer in another dtype
             raise InputError(
                 "called under torch.autocast, which compiled code doesn't follow: call outside of it, "
                 "or compile with precision=bf16"
             )
-        here, checked = self._device, []
-        for index, (value, dtype) in enumerate(zip(values, self._dtypes, strict=True)):
+        checked, are_plain = [], True
+        for value, spec, dtype in zip(values, self.spec.inputs, self._dtypes, strict=True):
             is_plain = (  # what compiled code reads, in all but its sizes
                 type(value) is torch.Tensor
                 and value.dtype is dtype
-                and value.device == here
+                and value.device == self._device
                 and value.layout is torch.strided
                 and not value.requires_grad
                 and value.is_contiguous()
                 and not value.is_neg()
                 and not value.is_conj()
             )
-            checked.append(value if is_plain else self._made_plain(value, self.spec.inputs[index], dtype))
-        self._check_sizes(tuple([value.shape for value in checked]))
-        for index in self._with_range:
-            if checked[index].numel():
-                smallest, largest = torch.aminmax(checked[index])
-                self.spec.inputs[index].check_range(int(smallest), int(largest))
+            are_plain = are_plain and is_plain and value.dim() == len(spec.shape)
+            checked.append(value if is_plain else self._made_plain(value, spec, dtype))
+        if are_plain and checked and len(self._guards) < MOST_GUARDS:
+            self._guards.append(_guard(checked))
         return checked
 
     def _made_plain(self, value: Any, spec: InputSpec, dtype: torch.dtype) -> torch.Tensor:
@@ -158,6 +183,14 @@ def register_namedtuple(cls: type) -> str:
     if cls not in pytree.SUPPORTED_SERIALIZED_TYPES:
         pytree._register_namedtuple(cls, serialized_type_name=name)  # noqa: SLF001 - there is no public way
     return name
+
+
+def _guard(tensors: Sequence[torch.Tensor]) -> Any:
+    """What tensors like these pass, of any size and strides."""
+    from torch._C._dynamo.guards import TensorGuards  # compiled into torch: importing it costs nothing
+
+    anything: Any = [[None] * tensor.dim() for tensor in tensors]
+    return TensorGuards(*tensors, dynamic_dims_sizes=anything, dynamic_dims_strides=anything)
 
 
 def _dtype(value: torch.Tensor) -> str:

@@ -38,18 +38,42 @@ def right(batch=2, side=4):
     return [torch.rand(batch, 3, side), torch.rand(batch, side) > 0.5, torch.tensor(2.0)]
 
 
-def checked(values):
+def seasoned():
+    """A boundary that knows calls like the right ones already, of each grad mode: it takes its fast path."""
     found = boundary()
+    values = right()
+    found.check(values)
+    with torch.inference_mode():
+        found.check(values)
+        found.check(right())
+    assert found._guards
+    return found
+
+
+def check(found, values):
     return found.check(found.bind(values[:2], {"scale": values[2]}))
+
+
+def checked(values):
+    """What a new boundary makes of them, and one that is in use does so too."""
+    fresh, known = (check(make(), values) for make in (boundary, seasoned))
+    assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(fresh, known, strict=True))
+    return known
 
 
 def refused(values, *said):
     """That the call is refused, in one line that says all this."""
-    with pytest.raises(InputError) as caught:
-        checked(values)
+    messages = set()
+    for make in (boundary, seasoned):
+        with torch.autocast("cpu", enabled=False):
+            found = make()
+        with pytest.raises(InputError) as caught:
+            check(found, values)
+        messages.add(caught.value.message)
+    (message,) = messages
     for text in said:
-        assert text in caught.value.message
-    assert "\n" not in caught.value.message
+        assert text in message
+    assert "\n" not in message
 
 
 def replaced(index, value):
@@ -100,6 +124,17 @@ def test_arguments_may_be_given_by_name_in_any_order():
         ([], {"scale": scale, "mask": mask, "image": image}),
     ):
         assert all(a is b for a, b in zip(found.bind(args, kwargs), expected, strict=True))
+
+
+def test_a_call_like_one_before_takes_the_fast_path():
+    found = seasoned()
+    assert len(found._guards) == 3
+    for size in (1, 2, 8):
+        assert found._are_plain(right(size))
+    assert not found._are_plain(replaced(0, torch.rand(4, 3, 2).transpose(0, 2)))
+    assert found._are_plain(replaced(0, torch.rand(9, 3, 4)))  # sizes are looked at after it
+    with torch.inference_mode():
+        assert found._are_plain(right())
 
 
 def test_a_parameter_is_a_tensor_too():

@@ -110,3 +110,19 @@ def test_a_precision_casts_in_and_out_and_leaves_the_model_alone(name, dtype):
     assert half.module.weight.dtype == dtype
     assert module.weight.dtype == torch.float32
     assert at_precision(module, "fp32") is module
+
+
+class Upcasting(nn.Module):
+    """Says in which dtype it computes, as models of transformers do; an exported program asserts what it was before."""
+
+    def forward(self, x):
+        return x.to(torch.float32).softmax(-1).to(x.dtype)
+
+
+def test_an_exported_program_runs_at_another_precision():
+    from app.workloads import at_precision
+
+    module, value = Upcasting(), torch.randn(2, 4)
+    program = torch.export.export(module, (value,)).module(check_guards=False)
+    assert any("_assert_tensor_metadata" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(at_precision(program, "bf16")(value), module(value), rtol=0, atol=1e-2)

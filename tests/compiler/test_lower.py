@@ -1,0 +1,68 @@
+"""Lower: what is made of a program before Inductor has it, and that Inductor does what the options say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+from app.compiler import lower
+from app.compiler.export import export
+from app.config import DimConfig
+from app.runtime.aoti import AotiRunner, constant_names
+from app.workloads import Workload
+from app.workloads.inputs import TensorInput
+
+aten = torch.ops.aten
+
+
+class Products(nn.Module):
+    """Products of a batch with a matrix, one after the other, of rows that don't lie in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 6), nn.Linear(6, 5, bias=False)
+        self.weight = nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x):
+        turned = self.second(self.first(x.transpose(0, 1)))
+        return torch.relu(turned @ self.weight) @ turned.mT[..., :4, :]
+
+
+@pytest.mark.parametrize("dynamic", [{}, {0: Dim("batch", max=64)}, {0: Dim("batch", max=64), 1: Dim("seq", max=64)}])
+def test_products_of_a_batch_with_one_matrix_are_of_two_matrices(dynamic):
+    torch.manual_seed(0)
+    module = Products().eval()
+    graph = torch.export.export(module, (torch.randn(5, 5, 8),), dynamic_shapes=(dynamic,)).module(check_guards=False)
+    lower._flatten_products(graph)
+    ranks = {
+        node.target: [len(graph_shape(argument)) for argument in node.args[:2]]
+        for node in graph.graph.nodes
+        if node.target is aten.linear.default
+    }
+    assert ranks == {aten.linear.default: [2, 2]}
+    value = torch.randn(7 if dynamic else 5, 5, 8)
+    torch.testing.assert_close(graph(value), module(value))
+
+
+def graph_shape(node):
+    """What a reshape asks for, or what the exporter noted."""
+    return node.args[1] if node.target is aten.reshape.default else node.meta["val"].shape
+
+
+def test_freezing_packs_the_weights(tmp_path):
+    """Inductor ignores the option unless gradients are off, and says nothing."""
+    module = nn.Linear(64, 32).eval()
+    inputs = (TensorInput("input", ("batch", 64), "float32"),)
+    exported = export(Workload(module, inputs, {"batch": DimConfig()}, "cpu"), module)
+    for freezing in (True, False):
+        folder = tmp_path / str(freezing)
+        folder.mkdir()
+        lower.lower(exported, {"freezing": freezing}, folder, tmp_path / "scratch")
+    names = constant_names(tmp_path / "True" / "model.so", "cpu")
+    assert "weight" not in names.values(), "what oneDNN packed has another name"
+    assert set(constant_names(tmp_path / "False" / "model.so", "cpu").values()) == {"weight", "bias"}
+    value = torch.randn(3, 64)
+    (answer,) = AotiRunner(tmp_path / "True" / "model.so", "cpu")([value])
+    torch.testing.assert_close(answer, module(value), rtol=1e-5, atol=1e-5)
