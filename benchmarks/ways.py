@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from cases import CASES
-from common import APP_STORE, NUM_THREADS, ROOT, STORE, FailedError
+from common import APP_STORE, NUM_THREADS, STORE, FailedError
 from torch import nn
 
 from app.api import compile_model, session
@@ -142,7 +142,7 @@ def ours(mode: str) -> Callable[[Task], Bind]:
     return prepare
 
 
-NATIVE, PORTFOLIO = "native", "portfolio"
+NATIVE, OTHER = "native", "mode=openvino"
 PEERS: dict[str, Callable[[Task], Bind]] = {
     "eager": eager,
     "torch.compile": compiled,
@@ -150,6 +150,4 @@ PEERS: dict[str, Callable[[Task], Bind]] = {
     "ONNX Runtime": onnxruntime,
     "OpenVINO": openvino,
 }
-WAYS = {**PEERS, NATIVE: ours("max-autotune")}
-if (ROOT / "conf" / "mode" / "openvino.yaml").exists():
-    WAYS[PORTFOLIO] = ours("openvino")
+WAYS = {**PEERS, NATIVE: ours("max-autotune"), OTHER: ours("openvino")}
