@@ -21,18 +21,18 @@ UNCONVERTED = """
         def forward(self, x):
             return torch.linalg.svdvals(x)
 """
-# The command in a process where it can't be imported, and has no version.
-UNINSTALLED = """
-import sys, importlib.metadata as metadata
-version = metadata.version
-def without(name):
-    if name == "openvino":
-        raise metadata.PackageNotFoundError(name)
-    return version(name)
-metadata.version, sys.modules["openvino"] = without, None
+# The command in a process that finds another version of it installed.
+OTHERWISE = """
+import sys
+from app import environment
+installed = environment.installed
+environment.installed = lambda name: {version!r} if name == "openvino" else installed(name)
+{then}
 from app.cli import main
 main()
 """
+UNINSTALLED = OTHERWISE.format(version=None, then='sys.modules["openvino"] = None')
+UPGRADED = OTHERWISE.format(version="2031.1", then="")
 
 
 @pytest.fixture
@@ -71,10 +71,7 @@ def test_auto_knows_it_after_one_trial(run):
 
 def test_another_version_of_it_is_another_request(run):
     run(*TRANSFORMER, "task=compile")
-    upgrade = UNINSTALLED.replace("raise metadata.PackageNotFoundError(name)", 'return "2031.1"').replace(
-        ', sys.modules["openvino"] = without, None', " = without"
-    )
-    found = run(*TRANSFORMER, "task=compile", "cache.on_miss=fail", program=("-c", upgrade))
+    found = run(*TRANSFORMER, "task=compile", "cache.on_miss=fail", program=("-c", UPGRADED))
     assert found.code == 9
     assert "toolchain.openvino" in found.record["cache"]["miss_reasons"][0]
 

@@ -99,7 +99,7 @@ def test_what_is_no_tensor_is_refused_and_the_runner_serves_on(runner):
 
 def test_an_error_of_the_library_has_torch_s_words_and_the_runner_serves_on(runner):
     for _ in range(9):
-        with pytest.raises(RuntimeError, match=r"mat1 and mat2 shapes cannot be multiplied|standard error"):
+        with pytest.raises(RuntimeError, match=r"could not create a primitive descriptor|standard error"):
             runner([torch.ones(4, 700)])
     assert runner([rows(2)])[0].shape == (2, 5)
 
