@@ -75,7 +75,7 @@ def measure(quick: bool) -> Section:
     section = Section("Cold", about(__doc__))
     with tempfile.TemporaryDirectory(prefix="cold-") as text:
         folder = Path(text)
-        jobs = [("linear", "default", 1)] if quick else [("linear", "default", 3), ("cnn", "max-autotune", 2)]
+        jobs = [("linear", "default", 1)] if quick else [("linear", "default", 2), ("cnn", "max-autotune", 2)]
         rows = [("seconds", "median", "min", "max")]
         costs = [("phases of a miss, s", "median", "min", "max")]
         for model, mode, rounds in jobs:
