@@ -4,9 +4,9 @@ The same weights, inputs, threads and precision for all. The p50 is the median o
 each round every way is called until its caches and threads are its own again, and then timed. bf16 is the module
 cast, with inputs and outputs as in fp32; ONNX Runtime gets that as ONNX, OpenVINO the fp32 model and a hint.
 torch.compile is `max-autotune`, AOTInductor as its documentation has it, native is
-`compile_model(mode="max-autotune")` for a batch of any size. The portfolio is, of native and `mode=openvino`, the one
-that was faster over all batches of a case in every other round, as `mode=auto` would choose; its figures are of the
-rounds between. A way whose output is further from float64 than its
+`compile_model(mode="max-autotune")`. All are compiled for a batch of any size where several are timed. The portfolio
+is, of native and `mode=openvino`, the one that was faster over all batches of a case in every other round, as
+`mode=auto` would choose; its figures are of the rounds between. A way whose output is further from float64 than its
 precision allows is left out, and said.
 
 The roofline is what the counted FLOPs take at this machine's best matrix product in that precision, or the bytes of

@@ -134,7 +134,10 @@ def ours(mode: str) -> Callable[[Task], Bind]:
         indices = [name for name, value in given if not value.is_floating_point()]
         ranges = dict.fromkeys(indices, (0, case.high)) if case.high else None
         with session(cache={"dir": APP_STORE, "size_limit": "50GB"}):
-            model = compile_model(module, task.example, mode=mode, precision=task.precision, ranges=ranges)
+            model = compile_model(
+                module, task.example, mode=mode, precision=task.precision, ranges=ranges,
+                dynamic={} if task.dynamic() is None else None,
+            )  # fmt: skip
         if model.info["rung"] == "eager":
             raise FailedError("; ".join(step["reason"] for step in model.info["fallbacks"]) or "served by eager")
         return simple(model)
