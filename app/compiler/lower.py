@@ -72,6 +72,7 @@ def lower(exported: Exported, options: Mapping[str, Any], folder: Path, scratch:
         # they lie in the system's temporary folder, 300 MB that a killed compiler leaves half-written: then no model
         # ever compiles again
         "aot_inductor.precompile_headers": False,
+        "post_grad_custom_pre_pass": _keep_nan,
     }
     try:
         module = program.module(check_guards=False)
@@ -134,6 +135,33 @@ def _flatten_products(module: torch.fx.GraphModule) -> None:
         graph.erase_node(node)
     graph.lint()
     module.recompile()
+
+
+def _keep_nan(graph: torch.fx.Graph) -> None:
+    """Write ReLU and clamp so that Inductor doesn't fuse them into oneDNN's convolutions and products.
+
+    There they are the processor's `max(x, 0)`, which is 0 where x is NaN: a poisoned input would be answered with
+    plausible numbers. Written as here they mean the same, and become Inductor's own code, which keeps NaN.
+    """
+    aten = torch.ops.aten
+
+    def bounded(target: Any, value: Any, bound: Any) -> torch.fx.Node:
+        made = graph.call_function(target, (value, bound))
+        made.meta.update(node.meta)
+        return made
+
+    for node in graph.find_nodes(op="call_function", target=aten.relu.default):
+        with graph.inserting_before(node):
+            node.replace_all_uses_with(bounded(aten.clamp_min.default, node.args[0], 0))
+        graph.erase_node(node)
+    for node in graph.find_nodes(op="call_function", target=aten.clamp_max.default):
+        above, high = node.args
+        if above.target is aten.clamp_min.default and above.args[1] <= high:
+            value, low = above.args
+            with graph.inserting_before(node):
+                below = bounded(aten.clamp_max.default, value, high)
+                node.replace_all_uses_with(bounded(aten.clamp_min.default, below, low))
+            graph.erase_node(node)
 
 
 def _cause(error: BaseException) -> str:

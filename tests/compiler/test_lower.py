@@ -66,3 +66,59 @@ def test_freezing_packs_the_weights(tmp_path):
     value = torch.randn(3, 64)
     (answer,) = AotiRunner(tmp_path / "True" / "model.so", "cpu")([value])
     torch.testing.assert_close(answer, module(value), rtol=1e-5, atol=1e-5)
+
+
+ACTIVATIONS = {
+    "relu": nn.ReLU(),
+    "relu in place": nn.ReLU(inplace=True),
+    "relu6": nn.ReLU6(),
+    "hardtanh": nn.Hardtanh(),
+    "hardsigmoid": nn.Hardsigmoid(),
+    "hardswish": nn.Hardswish(),
+    "leaky relu": nn.LeakyReLU(),
+    "silu": nn.SiLU(),
+    "gelu": nn.GELU(),
+    "sigmoid": nn.Sigmoid(),
+    "tanh": nn.Tanh(),
+}
+
+
+class Activations(nn.Module):
+    """Each after a convolution, after one with something added, and after a linear layer: of its own, to be fused."""
+
+    def __init__(self):
+        super().__init__()
+        self.activations = nn.ModuleList(ACTIVATIONS.values())
+        self.convolutions, self.added, self.linears = (
+            nn.ModuleList(kind(*sizes) for _ in ACTIVATIONS)
+            for kind, sizes in ((nn.Conv2d, (3, 4, 3)), (nn.Conv2d, (3, 4, 3)), (nn.Linear, (6, 5)))
+        )
+
+    def forward(self, x):
+        images, rows = [], []
+        for index, activation in enumerate(self.activations):
+            images.append(activation(self.convolutions[index](x)))
+            images.append(activation(self.added[index](x) + x[:, :1, 1:-1, 1:-1]))
+            rows.append(activation(self.linears[index](x)))
+        return images, rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "options"), [(torch.float32, {}), (torch.bfloat16, {"max_autotune": True})])
+def test_what_is_not_finite_stays_so(tmp_path, dtype, options):
+    """oneDNN's ReLU makes 0 of NaN, and Inductor would fuse it into what is before."""
+    torch.manual_seed(0)
+    module = Activations().eval().to(dtype)
+    inputs = (TensorInput("x", ("batch", 3, 6, 6), str(dtype).removeprefix("torch.")),)
+    exported = export(Workload(module, inputs, {"batch": DimConfig()}, "cpu"), module)
+    lower.lower(exported, {"freezing": True, **options}, tmp_path, tmp_path / "scratch")
+    runner = AotiRunner(tmp_path / "model.so", "cpu")
+    for value in (torch.nan, torch.inf, -torch.inf, 2.0):
+        x = torch.full((3, 3, 6, 6), value, dtype=dtype)
+        x[0, 0, 0] = 0.5
+        with torch.no_grad():
+            images, rows = module(x)
+        for ours, eager in zip(runner([x]), images + rows, strict=True):
+            finite = eager.isfinite()
+            assert torch.equal(ours.isfinite(), finite)  # GELU of -inf is NaN to eager, and -inf to oneDNN
+            torch.testing.assert_close(ours[finite], eager[finite], rtol=1e-2, atol=1e-2)
