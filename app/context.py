@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from .config import Settings
 from .environment import resolve_device
 from .errors import InputError
-from .fallback import COMPILED, CUDAGRAPH, EAGER, served
+from .fallback import COMPILED, CUDAGRAPH, EAGER, Fallback, served
 from .progress import Phases
-from .record import Fallback, Record
+from .record import Record
 from .runtime.ladder import Ladder
 
 if TYPE_CHECKING:

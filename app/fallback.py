@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from .config import FallbackConfig
 from .errors import AppError, CompileError, EagerAskedError, ExportError
-from .record import Fallback
 
 CUDAGRAPH = "cudagraph"
 COMPILED = "compiled"
 JIT = "jit"
 EAGER = "eager"
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """One step down the ladder; in JSON `from_` is `from`."""
+
+    from_: str
+    to: str
+    stage: str
+    reason: str
 
 
 # What torch.compile may serve nevertheless. A wrong result is not among them: both rungs share the code generator.

@@ -27,10 +27,9 @@ from .errors import AppError, ConfigError, InputError, LoadError, MissError, Out
 from .fallback import COMPILED
 from .keys import request_key
 from .lookup import Found, NotFound
-from .record import VerifyInfo
 from .runtime.ladder import InEvalMode, Ladder
 from .store import Store
-from .verdict import refusal, summarise
+from .verdict import VerifyInfo, refusal, summarise
 
 if TYPE_CHECKING:
     from .runtime.model import CompiledModel

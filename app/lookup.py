@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import dependencies, environment
 from .config import BATCH, CacheConfig, Settings
 from .keys import Key
-from .record import Outcome
 from .store import Artifact, Corrupt, Hit, Miss, Store, Trust
 from .verdict import Case, plan
+
+if TYPE_CHECKING:
+    from .record import Outcome
 
 _RECENT = "recent"
 ANSWERS = "answers"

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
 from . import __version__, structured
+from .fallback import Fallback
 from .files import write_text
 from .measure.statistics import Latency
+from .verdict import VerifyInfo
 
 SCHEMA = 1
 
@@ -49,44 +51,6 @@ class CacheInfo:
     outcome: Outcome
     miss_reasons: list[str] = field(default_factory=list)
     seconds_saved: float | None = None
-
-
-@dataclass(frozen=True)
-class Fallback:
-    """One step down the ladder; in JSON `from_` is `from`."""
-
-    from_: str
-    to: str
-    stage: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class VerifyCase:
-    """One input's distance from the reference.
-
-    `rel_l2` and `max_abs` are null where the output isn't finite; `eager_rel_l2` is null where eager is the
-    reference.
-    """
-
-    batch: int
-    seed: int
-    rel_l2: float | None
-    eager_rel_l2: float | None
-    limit: float
-    max_abs: float | None
-    passed: bool
-
-
-@dataclass(frozen=True)
-class VerifyInfo:
-    """The verdict, and the bar: `multiple` times eager's own error, and never less than `floor`."""
-
-    passed: bool
-    reference: Literal["float64", "eager"]
-    cases: list[VerifyCase]
-    multiple: float
-    floor: float
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,35 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from .record import VerifyCase, VerifyInfo
+
+@dataclass(frozen=True)
+class VerifyCase:
+    """One input's distance from the reference.
+
+    `rel_l2` and `max_abs` are null where the output isn't finite; `eager_rel_l2` is null where eager is the
+    reference.
+    """
+
+    batch: int
+    seed: int
+    rel_l2: float | None
+    eager_rel_l2: float | None
+    limit: float
+    max_abs: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class VerifyInfo:
+    """The verdict, and the bar: `multiple` times eager's own error, and never less than `floor`."""
+
+    passed: bool
+    reference: Literal["float64", "eager"]
+    cases: list[VerifyCase]
+    multiple: float
+    floor: float
 
 
 @dataclass(frozen=True)

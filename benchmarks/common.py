@@ -181,8 +181,8 @@ def child(command: Sequence[str], env: Mapping[str, str] | None = None, timeout_
 
 
 def last_line(text: str) -> str:
-    """The last line that says something, cut to what a table holds."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    """The last line that says something, cut to what a table holds; files are named as they are in the project."""
+    lines = [line.strip() for line in text.replace(f"{ROOT}/", "").splitlines() if line.strip()]
     return lines[-1][:160] if lines else ""
 
 

@@ -9,8 +9,7 @@ import pytest
 from app import errors
 from app.config import FallbackConfig
 from app.errors import AppError
-from app.fallback import COMPILED, EAGER, JIT, jit_stages, served, step_down, step_to_jit
-from app.record import Fallback
+from app.fallback import COMPILED, EAGER, JIT, Fallback, jit_stages, served, step_down, step_to_jit
 
 GRACEFUL = FallbackConfig()
 STAGES = [field.name for field in dataclasses.fields(FallbackConfig) if field.name.startswith("on_")]

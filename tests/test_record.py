@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import record as module
 from app.errors import OutputError
+from app.fallback import Fallback
 from app.measure.statistics import Latency
-from app.record import SCHEMA, CacheInfo, Fallback, Record, RunError, VerifyCase
+from app.record import SCHEMA, CacheInfo, Record, RunError
+from app.verdict import VerifyCase, VerifyInfo
 
 DESIGN_ORDER = [
     *(
@@ -113,7 +114,7 @@ def test_figures_are_found_by_runner_and_batch() -> None:
 @pytest.mark.parametrize("figure", [float("nan"), float("inf"), float("-inf")])
 def test_a_figure_that_is_no_number_is_refused_by_name(figure) -> None:
     case = VerifyCase(4, 0, figure, 1e-7, 1e-5, 1e-6, passed=False)
-    verify = module.VerifyInfo(passed=False, reference="float64", cases=[case], multiple=2.0, floor=1e-6)
+    verify = VerifyInfo(passed=False, reference="float64", cases=[case], multiple=2.0, floor=1e-6)
     with pytest.raises(ValueError, match=r"verify\.cases\[0\]\.rel_l2 is -?(nan|inf)"):
         a_record(verify=verify).to_json()
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ..record import CacheInfo, ModeChoice, PrecisionChoice, Record, VerifyInfo, WeightsChoice
+    from ..record import CacheInfo, ModeChoice, PrecisionChoice, Record, WeightsChoice
+    from ..verdict import VerifyInfo
 
 PERCENTILES = ("p50", "p90", "p99")
 # Which percentiles, and whether the speed-up's interval, from rich to poor: the first that fits is shown.

@@ -10,9 +10,9 @@ from typing import Any, Self
 
 from ..config import FallbackConfig
 from ..errors import AppError, InputError, ServeError
+from ..fallback import Fallback
 from ..monitor import performance_monitor
 from ..monitor.operation import Tally
-from ..record import Fallback
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ import pytest
 
 from app.measure.samples import Samples, save_samples
 from app.measure.statistics import speedup, summarise
-from app.record import CacheInfo, Memory, Record, VerifyCase, VerifyInfo
+from app.record import CacheInfo, Memory, Record
+from app.verdict import VerifyCase, VerifyInfo
 
 MACHINE = {
     "cpu": "Fast Processor",

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from app.fallback import Fallback
 from app.measure.statistics import Latency
-from app.record import CacheInfo, Fallback, ModeCandidate, ModeChoice, Record, RunError, VerifyCase, VerifyInfo
+from app.record import CacheInfo, ModeCandidate, ModeChoice, Record, RunError
 from app.report.console import figure, render
+from app.verdict import VerifyCase, VerifyInfo
 
 BATCHES = ("1", "2", "4", "16")
 

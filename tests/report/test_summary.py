@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from app.measure.statistics import Latency
-from app.record import EvaluationInfo, Memory, RunError, VerifyInfo
+from app.record import EvaluationInfo, Memory, RunError
 from app.report import __main__ as command
 from app.report import compare as comparing
 from app.report.rows import by_size
 from app.report.summary import escaped, gather, markdown, render, write
+from app.verdict import VerifyInfo
 
 OTHER = {"cpu": "Slow Processor", "cores": 64, "machine": "x86_64", "torch": "2.13.0", "python": "3.11.7", "gpus": []}
 

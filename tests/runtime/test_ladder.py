@@ -8,7 +8,7 @@ import pytest
 
 from app.config import FallbackConfig
 from app.errors import InputError, ServeError
-from app.record import Fallback
+from app.fallback import Fallback
 from app.runtime.ladder import Ladder
 
 
