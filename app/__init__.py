@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import collector
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -60,8 +62,11 @@ _API = ("Model", "compile_model", "load", "session")
 
 def __getattr__(name: str) -> Any:
     if name == "instant":  # a module of its own face
-        return importlib.import_module(f".{name}", __name__)
-    if name not in __all__:
+        home = name
+    elif name in __all__:
+        home = "api" if name in _API else "monitor" if "monitor" in name.lower() else "compat"
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "api" if name in _API else "monitor" if "monitor" in name.lower() else "compat"
-    return getattr(importlib.import_module(f".{home}", __name__), name)
+    with collector.paused():
+        module = importlib.import_module(f".{home}", __name__)
+    return module if home == name else getattr(module, name)

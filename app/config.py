@@ -163,6 +163,9 @@ class ModelConfig:
     examples: str | None = steers(
         None, "example inputs (.safetensors, by name) that draws are made of instead of random values"
     )
+    lowered: str | None = steers(
+        None, "the program traced at the run's precision, beside program; not for the command line"
+    )
     fingerprint: str | None = factor(None, "what app.compile_model calls a live module; not for the command line")
     trusted: bool = steers(False, "load a program whose archive holds a pickle: runs its author's code")
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import collector
 from .config import Settings
 from .environment import resolve_device
 from .errors import InputError
@@ -128,7 +129,7 @@ class Context:
         if self._torch_is_ready:
             return
         self._torch_is_ready = True
-        with self.phases("import"):
+        with self.phases("import"), collector.paused():
             from .numerics import apply_numerics
 
             apply_numerics(self.settings)
@@ -145,9 +146,7 @@ class Context:
     @cached_property
     def same_precision(self) -> nn.Module:
         """The model in the precision that was asked for; for fp32 the workload's own module."""
-        from .workloads import at_precision
-
-        return at_precision(self.workload.module, self.settings.precision.name)
+        return self.workload.at(self.settings.precision.name)
 
     @cached_property
     def judge(self) -> Judge:

@@ -19,11 +19,11 @@ from .errors import ConfigError, ExportError
 from .fingerprint import UncertainError, fingerprint
 from .progress import Phases
 from .record import Record
-from .workloads import Workload
+from .workloads import AtPrecision, Workload
 from .workloads import examples as examples_of
 from .workloads.inputs import TensorInput
 
-PROGRAM, EXAMPLES = "program.pt2", "examples.safetensors"
+PROGRAM, LOWERED, EXAMPLES = "program.pt2", "lowered.pt2", "examples.safetensors"
 # A batch of at least two, for a size of one is traced as one.
 _LEAST_TRACED, _MOST = 2, 1024
 
@@ -224,9 +224,9 @@ class LiveContext(Context):
             TensorInput(item.name, tuple(item.shape or ()), item.dtype, item.keyword, item.low, item.high)
             for item in given.inputs
         )
-        draws = examples_of.Examples(given.tensors, inputs)
+        self._examples = examples_of.Examples(given.tensors, inputs)
         # an attribute of the instance takes the place of the cached property
-        self.__dict__["workload"] = Workload(module, inputs, given.dims, self.device, draws)
+        self.__dict__["workload"] = Workload(module, inputs, given.dims, self.device, self._examples)
 
     def for_worker(self, staging: Path) -> Settings:
         """Export the module into `staging`; settings that build it from there.
@@ -240,16 +240,39 @@ class LiveContext(Context):
         workload, model = self.workload, self.settings.model
         with self.phases("export"), _printed_into(self.folder / COMPILE_LOG):
             exported = export(workload, workload.module)
+            lowered = self._lowered()
+            programs = {PROGRAM: exported} | ({LOWERED: export(lowered, lowered.module)} if lowered else {})
         ranged = zip(model.inputs, exported.spec.inputs, strict=True)
         inputs = [replace(item, low=spec.low, high=spec.high) for item, spec in ranged]
         try:
-            torch.export.save(exported.program, staging / PROGRAM)
+            for name, each in programs.items():
+                torch.export.save(each.program, staging / name)
         except Exception as error:  # torch serialises what it can, and raises whatever it trips over
             raise ExportError(
                 f"the exported program can't be saved: {type(error).__name__}: {error}"[:500]
             ) from error
-        examples_of.save(workload.make_inputs.tensors, staging / EXAMPLES)  # type: ignore[union-attr]
+        examples_of.save(self._examples.tensors, staging / EXAMPLES)
         live = replace(
-            model, inputs=inputs, program=str(staging / PROGRAM), examples=str(staging / EXAMPLES), trusted=True
+            model,
+            inputs=inputs,
+            program=str(staging / PROGRAM),
+            lowered=str(staging / LOWERED) if lowered else None,
+            examples=str(staging / EXAMPLES),
+            trusted=True,
         )
         return replace(self.settings, model=live)
+
+    def _lowered(self) -> Workload | None:
+        """The module's copy at the precision that was asked for, given inputs of it: to be traced as it is called."""
+        copy = self.same_precision
+        if not isinstance(copy, AtPrecision):
+            return None
+        narrow = str(copy.dtype).removeprefix("torch.")
+        inputs = tuple(
+            replace(item, dtype=narrow) if item.torch_dtype == torch.float32 else item
+            for item in self.workload.inputs
+        )
+        draws = examples_of.Examples(
+            {name: copy.cast_in(value) for name, value in self._examples.tensors.items()}, inputs
+        )
+        return replace(self.workload, module=copy.module, inputs=inputs, make_inputs=draws)

@@ -148,7 +148,7 @@ def measure(quick: bool) -> Section:
                 failed.append((name, why(error)))
                 del found[name]
         ways = {name: lambda n=name: start(found[n], environment(n, folder)) for name in found}
-        samples = in_turns(ways, 3 if quick else 9, "start")
+        samples = in_turns(ways, 3 if quick else 7, "start")
     section.samples = samples
     section.tables = [[("seconds", "median", "min", "max"), *((name, *spread(of)) for name, of in samples.items())]]
     if failed:

@@ -22,6 +22,7 @@ import app
 from app import api
 from app.errors import ConfigError, InputError, MissError
 from app.files import SETTLED_NS
+from app.workloads import at_precision
 
 WAYS = ["model=linear", "mode=default"]
 
@@ -53,8 +54,8 @@ def call(rows=5, width=9):
 DYNAMIC = {name: {0: "batch", 1: "seq"} for name in ("tokens", "mask")}
 
 
-def compile_tagger(module=None, **options):
-    return app.compile_model(module or tagger(), call(3, 7), dynamic=DYNAMIC, **options)
+def compile_tagger(module=None, *overrides, **options):
+    return app.compile_model(module or tagger(), call(3, 7), *overrides, dynamic=DYNAMIC, **options)
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +248,47 @@ def test_a_module_without_a_fingerprint_is_found_by_its_program(first, store):
     assert model.info["key"]["object"] == first.info["key"]["object"]
     module.head.register_forward_hook(lambda _, __, out: out + 1)
     assert compile_tagger(module).info["key"]["object"] != first.info["key"]["object"]
+
+
+class Normed(nn.Module):
+    """Computes in a dtype of its own and goes back to its input's, as models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.rand(16)), nn.Linear(16, 4)
+
+    def forward(self, x):
+        wide = x.to(torch.float32)
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return self.head(self.scale * normed.to(x.dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["frozen", "external"])
+def test_a_live_module_is_traced_at_the_precision_that_it_runs_at(store, assert_same, weights):
+    torch.manual_seed(0)
+    module, value = Normed(), torch.randn(5, 16)
+    model = app.compile_model(module, torch.randn(3, 16), f"weights={weights}", precision="bf16")
+    assert (model.info["rung"], model.info["fallbacks"]) == ("compiled", [])
+    with torch.inference_mode():
+        half = at_precision(module, "bf16")
+        assert_same(model(value), half(value), rtol=1e-2, atol=1e-2)
+        if weights == "external":
+            model.load_state_dict({**half.module.state_dict(), "head.bias": half.module.head.bias + 1})
+            assert_same(model(value), half(value) + 1, rtol=1e-2, atol=1e-2)
+    again = app.compile_model(Normed(), torch.randn(3, 16), f"weights={weights}", precision="bf16")
+    assert again.info["cache"]["outcome"] == ("graph-hit" if weights == "external" else "miss")
+
+
+@pytest.mark.slow
+def test_the_weights_placement_of_a_live_module_is_chosen_by_what_was_measured(store, assert_same):
+    module = tagger().eval()
+    model = compile_tagger(module, "weights=auto")
+    choice = model.info["weights_choice"]
+    assert choice["kept"] in {"frozen", "external"}
+    with torch.inference_mode():
+        assert_same(model(*call()), module(*call()))
+    assert compile_tagger(module, "weights=auto").info["cache"]["outcome"] == "direct-hit"
 
 
 @pytest.mark.slow

@@ -382,6 +382,7 @@ OTHERS = {
     "rungs": ["eager"],
     "model.target": "m:other",
     "model.examples": "e.safetensors",
+    "model.lowered": "l.pt2",
     "fingerprint": "ab" * 32,
     "target": "x86-64-v2",
     "depends_on": ["b"],

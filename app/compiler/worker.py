@@ -107,7 +107,7 @@ def build_model(settings: Settings, device: str, on_phase: Callable[[str], None]
     """
     from ..dependencies import Recorder
     from ..numerics import apply_numerics
-    from ..workloads import at_precision, build
+    from ..workloads import build
 
     apply_numerics(settings)
     on_phase("build")
@@ -115,7 +115,7 @@ def build_model(settings: Settings, device: str, on_phase: Callable[[str], None]
     with recorder.recording():
         workload = build(settings, device)
     dependencies = [item.to_json() for item in recorder.dependencies(settings)]
-    return Built(workload, at_precision(workload.module, settings.precision.name), dependencies)
+    return Built(workload, workload.at(settings.precision.name), dependencies)
 
 
 def prepare(

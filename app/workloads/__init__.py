@@ -36,6 +36,8 @@ class Workload:
         device: `cpu` or `cuda:N`.
         make_inputs: Real inputs instead of random ones, where the config names their source.
         program: The saved program, where the model came as one.
+        lowered: The same traced at a lower precision. What a module says of a dtype, as in `y.to(x.dtype)`, a program
+            says of the one that it was traced at.
     """
 
     module: nn.Module
@@ -44,6 +46,11 @@ class Workload:
     device: str
     make_inputs: Callable[[dict[str, int], int], Mapping[str, Any]] | None = None
     program: ExportedProgram | None = None
+    lowered: nn.Module | None = None
+
+    def at(self, precision: str) -> nn.Module:
+        """The module that computes in `fp32` (itself), or in `bf16` or `fp16` (a copy)."""
+        return at_precision(self.lowered or self.module, precision)
 
     def sizes(self, batch: int | None = None, others: Mapping[str, int] | None = None) -> dict[str, int]:
         """Every named dimension's example size, the batch and others as given."""
@@ -103,12 +110,13 @@ class AtPrecision(nn.Module):
 
         @functools.wraps(self.module.forward)
         def run(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = pytree.tree_map_only(torch.Tensor, self._cast_in, (args, kwargs))
+            args, kwargs = pytree.tree_map_only(torch.Tensor, self.cast_in, (args, kwargs))
             return pytree.tree_map_only(torch.Tensor, self._cast_out, self.module(*args, **kwargs))
 
         return run
 
-    def _cast_in(self, value: torch.Tensor) -> torch.Tensor:
+    def cast_in(self, value: torch.Tensor) -> torch.Tensor:
+        """An input as the copy is given it."""
         return value.to(self.dtype) if value.dtype == torch.float32 else value
 
     def _cast_out(self, value: torch.Tensor) -> torch.Tensor:
@@ -135,11 +143,14 @@ def build(settings: Settings, device: str) -> Workload:
     model = settings.model
     make_inputs = resolve_callable(model.make_inputs, "model.make_inputs") if model.make_inputs else None
     program: ExportedProgram | None = None
+    lowered: nn.Module | None = None
     if model.program:
         from .exported import load_program
 
         program = load_program(Path(model.program).expanduser(), trusted=model.trusted)
         module: nn.Module = program.module(check_guards=False)
+        if model.lowered:
+            lowered = load_program(Path(model.lowered), trusted=model.trusted).module(check_guards=False).to(device)
         if model.fingerprint is None:
             inputs, dims = inputs_of_program(program, model)
         else:  # whose caller has names of their own for the same inputs
@@ -156,7 +167,7 @@ def build(settings: Settings, device: str) -> Workload:
         load_into(module, Path(model.checkpoint).expanduser())
     if not model.program:
         module.eval()
-    workload = Workload(module.requires_grad_(False).to(device), inputs, dims, device, make_inputs, program)
+    workload = Workload(module.requires_grad_(False).to(device), inputs, dims, device, make_inputs, program, lowered)
     _first_call(workload)
     return workload
 
