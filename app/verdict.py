@@ -35,7 +35,7 @@ class VerifyInfo:
     """The verdict, and the bar: `multiple` times eager's own error, and never less than `floor`."""
 
     passed: bool
-    reference: Literal["float64", "eager"]
+    reference: Literal["float64", "original", "eager"]
     cases: list[VerifyCase]
     multiple: float
     floor: float
@@ -48,7 +48,8 @@ class Case:
     Attributes:
         batch: The batch size.
         seed: The seed of the inputs.
-        reference: `float64`, or `eager` where the module can't run in float64.
+        reference: `float64`; where the module can't run in that, `original`, the module before it was cast to a lower
+            precision, or `eager` where it wasn't.
         rel_l2: Relative L2 distance of the compiled output from the reference; the worst leaf's.
         eager_rel_l2: The same of eager in the artifact's precision.
         max_abs: Largest absolute distance of the compiled output from the reference.
@@ -98,10 +99,9 @@ def refusal(cases: Iterable[Case], multiple: float, floor: float) -> str | None:
 
 def summarise(cases: Sequence[Case], multiple: float, floor: float) -> VerifyInfo:
     """The figures as the record holds them; what isn't finite is null."""
-    references = {case.reference for case in cases}
     return VerifyInfo(
         passed=refusal(cases, multiple, floor) is None,
-        reference="float64" if references == {"float64"} else "eager",
+        reference=_weakest(case.reference for case in cases),
         cases=[
             VerifyCase(
                 batch=case.batch,
@@ -117,6 +117,11 @@ def summarise(cases: Sequence[Case], multiple: float, floor: float) -> VerifyInf
         multiple=multiple,
         floor=floor,
     )
+
+
+def _weakest(references: Iterable[str]) -> Literal["float64", "original", "eager"]:
+    found = set(references)
+    return "float64" if found == {"float64"} else "eager" if "eager" in found or not found else "original"
 
 
 def _finite(value: float) -> float | None:

@@ -50,8 +50,12 @@ class Judge:
             random = _random_state(self._workload.device)
             eager, again = module(*args, **kwargs), module(*args, **kwargs)
             drew = not torch.equal(random, _random_state(self._workload.device)) and self._draws(args, kwargs)
-            exact = watched(_run_float64)(self._exact, args, kwargs) if self._exact is not None else None
-        reference, name = (exact, "float64") if exact is not None else (eager, "eager")
+            if self._exact is not None:
+                reference, name = watched(_run_float64)(self._exact, args, kwargs), "float64"
+            elif self._eager is not self._workload.module:
+                reference, name = watched(self._workload.module)(*args, **kwargs), "original"
+            else:
+                reference, name = eager, "eager"
         problem = f"it raised {ours!r}" if isinstance(ours, Exception) else _mismatch(ours, eager, reference)
         if problem is None and drew:  # then eager's distance from float64 is no rounding, and no bar
             problem = "the model is random: eager draws from torch's generators"

@@ -84,6 +84,11 @@ def test_a_verdict_by_eager_says_so_and_gives_eager_no_figure():
     assert summarise([case(), case(reference="eager")], 3.0, 1e-5).reference == "eager"
 
 
+def test_a_verdict_is_by_the_weakest_reference_of_its_cases():
+    cases = [case(), case(reference="original"), case(reference="eager")]
+    assert [summarise(cases[:count], 3.0, 1e-5).reference for count in (1, 2, 3)] == ["float64", "original", "eager"]
+
+
 # Plan
 
 

@@ -276,6 +276,30 @@ def test_bf16_is_allowed_its_own_rounding_and_no_more(mlp):
     assert judged(mlp, half)[1] is not None  # as fp32 it would be wrong
 
 
+class NotInFloat64(nn.Module):
+    """Like an exported program, which holds the dtypes that it was traced at."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        assert x.dtype != torch.float64
+        return self.module(x)
+
+
+def test_bf16_without_float64_is_judged_by_the_module_before_the_cast(mlp):
+    module = NotInFloat64(mlp)
+    half = AtPrecision(module, torch.bfloat16)
+    judge = Judge(workload(module), half)
+    found = judge.case(copy.deepcopy(half), 3, 0)
+    assert found.reference == "original"
+    assert 1e-4 < found.rel_l2 == found.eager_rel_l2 < 2e-2
+    assert summarise([found], MULTIPLE, 1e-2).passed
+    assert judge.case(mlp, 3, 0).rel_l2 < 1e-6, "fp32 is no further from itself"
+    assert not summarise([judge.case(lambda x: 1.2 * half(x), 3, 0)], MULTIPLE, 1e-2).passed
+
+
 def test_equal_batch_and_seed_judge_equal_inputs(mlp):
     seen = []
     judge = Judge(workload(mlp), mlp)
