@@ -2,6 +2,7 @@
 
 From the interpreter's start until the output is on standard output, of whole processes in turns: the transformer at
 batch 4, fp32. Each way was run before: files are in memory, caches are full, and all answers are the same.
+app.load pauses Python's garbage collector while torch is imported, which the direct way doesn't.
 
 import torch            alone
 direct                  `import torch`, the artifact's library loaded by torch's own class, and one call
