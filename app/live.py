@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -240,8 +240,10 @@ class LiveContext(Context):
         workload, model = self.workload, self.settings.model
         with self.phases("export"), _printed_into(self.folder / COMPILE_LOG):
             exported = export(workload, workload.module)
+            programs = {PROGRAM: exported}
             lowered = self._lowered()
-            programs = {PROGRAM: exported} | ({LOWERED: export(lowered, lowered.module)} if lowered else {})
+            with suppress(ExportError):  # then it is the program that is cast
+                programs |= {LOWERED: export(lowered, lowered.module)} if lowered else {}
         ranged = zip(model.inputs, exported.spec.inputs, strict=True)
         inputs = [replace(item, low=spec.low, high=spec.high) for item, spec in ranged]
         try:
@@ -256,7 +258,7 @@ class LiveContext(Context):
             model,
             inputs=inputs,
             program=str(staging / PROGRAM),
-            lowered=str(staging / LOWERED) if lowered else None,
+            lowered=str(staging / LOWERED) if LOWERED in programs else None,
             examples=str(staging / EXAMPLES),
             trusted=True,
         )

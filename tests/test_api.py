@@ -280,6 +280,27 @@ def test_a_live_module_is_traced_at_the_precision_that_it_runs_at(store, assert_
     assert again.info["cache"]["outcome"] == ("graph-hit" if weights == "external" else "miss")
 
 
+class Tabled(nn.Module):
+    """Holds a plain tensor, which a cast doesn't reach: traced in bf16 it fails, traced in fp32 and then cast not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.table = nn.Linear(16, 4), torch.ones(4, 4)
+
+    def forward(self, x):
+        return self.head(x) @ self.table
+
+
+@pytest.mark.slow
+def test_what_cannot_be_traced_at_a_precision_is_cast_as_a_program(store, assert_same):
+    torch.manual_seed(0)
+    module, value = Tabled().eval(), torch.randn(5, 16)
+    model = app.compile_model(module, torch.randn(3, 16), precision="bf16")
+    assert model.info["rung"] == "compiled"
+    with torch.inference_mode():
+        assert_same(model(value), module(value), rtol=5e-2, atol=5e-2)
+
+
 @pytest.mark.slow
 def test_the_weights_placement_of_a_live_module_is_chosen_by_what_was_measured(store, assert_same):
     module = tagger().eval()

@@ -156,8 +156,8 @@ def _keep_nan(graph: torch.fx.Graph) -> None:
         graph.erase_node(node)
     for node in graph.find_nodes(op="call_function", target=aten.clamp_max.default):
         above, high = node.args
-        if above.target is aten.clamp_min.default and above.args[1] <= high:
-            value, low = above.args
+        value, low = above.args if above.target is aten.clamp_min.default else (None, None)
+        if isinstance(low, int | float) and isinstance(high, int | float) and low <= high:
             with graph.inserting_before(node):
                 below = bounded(aten.clamp_max.default, value, high)
                 node.replace_all_uses_with(bounded(aten.clamp_min.default, below, low))

@@ -83,6 +83,23 @@ ACTIVATIONS = {
 }
 
 
+class Clamped(nn.Module):
+    """Bounds of a size, and bounds that are the wrong way round."""
+
+    def forward(self, x):
+        return x.clamp(0, x.shape[0]), x.clamp_min(3).clamp_max(1), x.clamp(max=2)
+
+
+@pytest.mark.slow
+def test_bounds_may_be_sizes_or_the_wrong_way_round(tmp_path):
+    inputs = (TensorInput("x", ("batch", 4), "float32"),)
+    exported = export(Workload(Clamped(), inputs, {"batch": DimConfig()}, "cpu"), Clamped())
+    lower.lower(exported, {"freezing": True}, tmp_path, tmp_path / "scratch")
+    value = torch.tensor([[-1.0, 0.5, 7.0, torch.nan]] * 3)
+    for ours, eager in zip(AotiRunner(tmp_path / "model.so", "cpu")([value]), Clamped()(value), strict=True):
+        torch.testing.assert_close(ours, eager, rtol=0, atol=0, equal_nan=True)
+
+
 class Activations(nn.Module):
     """Each after a convolution, after one with something added, and after a linear layer: of its own, to be fused."""
 
