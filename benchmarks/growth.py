@@ -88,14 +88,15 @@ def order(points: Points) -> float:
 def measure(quick: bool) -> Section:
     section = Section("Growth", about(__doc__))
     counts = [30, 100, 300] if quick else [100, 1000, 10_000]
+    jobs = [30, 100, 300] if quick else [100, 1000, 5000]
     widths = [256, 1024] if quick else [512, 2048, 4096, 8192]
     with tempfile.TemporaryDirectory(prefix="growth-") as text:
         folder = Path(text)
-        looks, summaries = watch(counts, folder)
+        looks, summaries = watch(jobs, folder)
         curves = {
             "lookup / artifacts": (lookup(counts, folder), 0.0),
-            "load, frozen / bytes": (load(widths, "frozen", 3 if quick else 7), 1.0),
-            "load, external / bytes": (load(widths, "external", 3 if quick else 7), 0.0),
+            "load, frozen / bytes": (load(widths, "frozen", 3 if quick else 5), 1.0),
+            "load, external / bytes": (load(widths, "external", 3 if quick else 5), 0.0),
             "plan / buckets": (plan([2, 4, 8, 16, 32]), 1.0),
             "watch / jobs": (looks, 1.0),
             "summary / jobs": (summaries, 1.0),

@@ -227,7 +227,7 @@ def test_the_command_exits_as_the_other_one_does(cache, tmp_path, capsys):
     words = ["model=linear", "mode=default", cache]
     for arguments, code, why in (
         ([*words, "x.npy"], 1, "the size 7 in dimension 1"),
-        ([*words, "text.npy"], 1, "can't be read"),
+        ([*words, "text.npy"], 1, "can't be read as a .npy file: the magic string is not correct"),
         ([*words, "object.npy"], 1, "can't be read"),
         ([*words, "nope.npy"], 1, "can't be read"),
         (["nobody", cache, "x.npy"], 2, "no alias 'nobody'"),

@@ -51,6 +51,45 @@ def graph_shape(node):
     return node.args[1] if node.target is aten.reshape.default else node.meta["val"].shape
 
 
+class Signals(nn.Module):
+    """Convolutions of what is one pixel wide, one of a point, and one of what is wider."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 8, (9, 1), stride=(4, 1), padding=(2, 0))
+        self.grouped = nn.Conv2d(8, 8, (3, 1), dilation=(2, 1), groups=4, bias=False)
+        self.same = nn.Conv2d(8, 8, (5, 1), padding="same")
+        self.wider, self.point = nn.Conv2d(8, 4, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        signal = self.same(self.grouped(self.first(x).relu()))
+        return self.wider(signal), self.point(signal.mean(2, keepdim=True)), self.wider(signal.expand(-1, -1, -1, 3))
+
+
+@pytest.mark.parametrize(
+    "dynamic", [{}, {0: Dim("batch", max=64)}, {0: Dim("batch", max=64), 2: Dim("length", min=32)}]
+)
+def test_convolutions_of_what_is_one_pixel_wide_lie_along_the_width(dynamic):
+    torch.manual_seed(0)
+    module = Signals().eval()
+    graph = torch.export.export(module, (torch.randn(4, 1, 64, 1),), dynamic_shapes=(dynamic,)).module(
+        check_guards=False
+    )
+    lower._turn_convolutions(graph)
+    kernels = {
+        str(node.args[1].args[0] if node.args[1].op == "call_function" else node.args[1]): node.args[1].op
+        for node in graph.graph.nodes
+        if node.target in {aten.conv2d.default, aten.conv2d.padding}
+    }
+    turned = {"first_weight", "grouped_weight", "same_weight"}
+    assert {name for name, op in kernels.items() if op == "call_function"} == turned
+    assert {"wider_weight", "point_weight"} <= set(kernels)
+    value = torch.randn(*((7, 1, 80, 1) if 2 in dynamic else (4, 1, 64, 1)))
+    for ours, eager in zip(graph(value), module(value), strict=True):
+        torch.testing.assert_close(ours, eager)
+        assert ours.shape == eager.shape
+
+
 def test_freezing_packs_the_weights(tmp_path):
     """Inductor ignores the option unless gradients are off, and says nothing."""
     module = nn.Linear(64, 32).eval()
