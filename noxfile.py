@@ -19,6 +19,8 @@ nox.options.sessions = ["lint", "types", "tests", "soak_reduced"]
 nox.options.reuse_venv = "yes"
 # Not uv where it happens to be installed: it doesn't read pip's configuration, which a user's install obeys.
 nox.options.default_venv_backend = "virtualenv"
+# Two files of tests at a time: most of the time goes into compiles, which keep one core busy and much memory.
+SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")
 
 ROOT = Path(__file__).parent
 SLURM = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "libslurm38", "libmunge2", "libhwloc15")
@@ -45,7 +47,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests under coverage, child processes included; `-- ARGS` go to pytest."""
     install_for_tests(session)
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *(session.posargs or ["--ignore=tests/soak"]))
+    session.run("coverage", "run", "-m", "pytest", *(session.posargs or ["--ignore=tests/soak", *SIDE_BY_SIDE]))
     session.run("coverage", "combine", "--quiet")
     # A selection of tests can't reach the limit in pyproject.toml, and isn't asked to.
     session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []))

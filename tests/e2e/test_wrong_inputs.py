@@ -96,7 +96,7 @@ FEW = settings(
 def test_mutated_input_is_refused_by_name_or_answered_as_eager_does(loaded, assert_same, model):
     job = loaded(model)
 
-    @FEW
+    @settings(FEW, max_examples=20 if model == "minilm" else 60)  # whose calls take a second where others run
     @given(st.data())
     def mutate_one(data):
         args, kwargs = job.context.workload.call(data.draw(st.sampled_from([1, 2, 5])), data.draw(st.integers(0, 3)))
