@@ -139,30 +139,37 @@ def _flatten_products(module: torch.fx.GraphModule) -> None:
 
 
 def _turn_convolutions(module: torch.fx.GraphModule) -> None:
-    """Lay convolutions of images one pixel wide along the width: the same numbers in the same order.
+    """Make convolutions of signals those of an image one pixel high: the same numbers in the same order.
 
-    oneDNN's kernels on the CPU run along the width, and take several times as long for a signal that lies along the
-    height, as that of audio models does: seven times, of one channel and a kernel of 512.
+    Inductor packs weights for oneDNN where the input is an image, so that what nn.Conv1d makes would be left to ATen,
+    which has a slow loop for it. And oneDNN's kernels run along the width: a signal that lies along the height, in an
+    image one pixel wide as audio models have it, takes them seven times as long, of one channel and a kernel of 512.
     """
     aten, graph = torch.ops.aten, module.graph
-    for node in [
-        *graph.find_nodes(op="call_function", target=aten.conv2d.default),
-        *graph.find_nodes(op="call_function", target=aten.conv2d.padding),
-    ]:
+    of_images = {aten.conv1d.default: aten.conv2d.default, aten.conv1d.padding: aten.conv2d.padding}
+    of_images |= {target: target for target in of_images.values()}
+    for node in [each for each in graph.nodes if each.op == "call_function" and each.target in of_images]:
         image, kernel, *rest = node.args
         values = [each.meta.get("val") for each in (image, kernel, node)]
-        if any(each is None or not _is_one(each.shape[-1]) for each in values) or _is_one(values[0].shape[-2]):
+        if any(each is None or each.device.type != "cpu" for each in values):
             continue
-        if values[0].device.type != "cpu":
+        sizes = rest[1:4]  # strides, padding, dilation by dimension; or how it is padded, in a word
+        if values[1].dim() == 3:
+            turn, back, by = aten.unsqueeze.default, aten.squeeze.dim, (-2,)
+            sizes = [
+                size if isinstance(size, str) else [one, *size] for one, size in zip((1, 0, 1), sizes, strict=False)
+            ]
+        elif all(_is_one(each.shape[-1]) for each in values) and not _is_one(values[0].shape[-2]):
+            turn, back, by = aten.transpose.int, aten.transpose.int, (-2, -1)
+            sizes = [size if isinstance(size, str) else size[::-1] for size in sizes]
+        else:
             continue
         with graph.inserting_before(node):
-            turned = [graph.call_function(aten.transpose.int, (each, -2, -1)) for each in (image, kernel)]
-            # strides, padding, dilation: (height, width), or how it is padded, in a word
-            sizes = [each if isinstance(each, str) else each[::-1] for each in rest[1:4]]
-            along = graph.call_function(node.target, (*turned, *rest[:1], *sizes, *rest[4:]), node.kwargs)
-            back = graph.call_function(aten.transpose.int, (along, -2, -1))
-        back.meta.update(node.meta)
-        node.replace_all_uses_with(back)
+            turned = [graph.call_function(turn, (each, *by)) for each in (image, kernel)]
+            along = graph.call_function(of_images[node.target], (*turned, *rest[:1], *sizes, *rest[4:]), node.kwargs)
+            answer = graph.call_function(back, (along, *by))
+        answer.meta.update(node.meta)
+        node.replace_all_uses_with(answer)
         graph.erase_node(node)
     graph.lint()
     module.recompile()

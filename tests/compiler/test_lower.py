@@ -52,42 +52,56 @@ def graph_shape(node):
 
 
 class Signals(nn.Module):
-    """Convolutions of what is one pixel wide, one of a point, and one of what is wider."""
+    """Convolutions of signals that lie along the width, and along the height; then of a point, and of what is wider."""
 
     def __init__(self):
         super().__init__()
-        self.first = nn.Conv2d(1, 8, (9, 1), stride=(4, 1), padding=(2, 0))
-        self.grouped = nn.Conv2d(8, 8, (3, 1), dilation=(2, 1), groups=4, bias=False)
-        self.same = nn.Conv2d(8, 8, (5, 1), padding="same")
+        self.along = nn.Conv1d(1, 8, 9, stride=4, padding=2)
+        self.grouped = nn.Conv1d(8, 8, 3, dilation=2, groups=4, bias=False)
+        self.same = nn.Conv1d(8, 8, 5, padding="same", dilation=2)
+        self.high = nn.Conv2d(8, 8, (3, 1), stride=(2, 1), padding=(1, 0), groups=2)
+        self.high_same = nn.Conv2d(8, 8, (5, 1), padding="same")
         self.wider, self.point = nn.Conv2d(8, 4, 3, padding=1), nn.Conv2d(8, 4, 1)
 
     def forward(self, x):
-        signal = self.same(self.grouped(self.first(x).relu()))
-        return self.wider(signal), self.point(signal.mean(2, keepdim=True)), self.wider(signal.expand(-1, -1, -1, 3))
+        signal = self.same(self.grouped(self.along(x).relu()))
+        high = self.high_same(self.high(signal.unsqueeze(-1)).relu())
+        return signal, high, self.wider(high), self.point(high.mean(2, keepdim=True)), self.along(x[0])
 
 
 @pytest.mark.parametrize(
-    "dynamic", [{}, {0: Dim("batch", max=64)}, {0: Dim("batch", max=64), 2: Dim("length", min=32)}]
+    "dynamic", [{}, {0: Dim("batch", max=64)}, {0: Dim("batch", max=64), 2: Dim("length", min=64)}]
 )
-def test_convolutions_of_what_is_one_pixel_wide_lie_along_the_width(dynamic):
+def test_convolutions_of_signals_are_of_images_one_pixel_high(dynamic):
     torch.manual_seed(0)
     module = Signals().eval()
-    graph = torch.export.export(module, (torch.randn(4, 1, 64, 1),), dynamic_shapes=(dynamic,)).module(
+    graph = torch.export.export(module, (torch.randn(4, 1, 96),), dynamic_shapes=(dynamic,)).module(
         check_guards=False
     )
     lower._turn_convolutions(graph)
     kernels = {
-        str(node.args[1].args[0] if node.args[1].op == "call_function" else node.args[1]): node.args[1].op
-        for node in graph.graph.nodes
-        if node.target in {aten.conv2d.default, aten.conv2d.padding}
+        node.args[1] for node in graph.graph.nodes if node.target in {aten.conv2d.default, aten.conv2d.padding}
     }
-    turned = {"first_weight", "grouped_weight", "same_weight"}
-    assert {name for name, op in kernels.items() if op == "call_function"} == turned
-    assert {"wider_weight", "point_weight"} <= set(kernels)
-    value = torch.randn(*((7, 1, 80, 1) if 2 in dynamic else (4, 1, 64, 1)))
+    turned = {str(each.args[0]) for each in kernels if each.op == "call_function"}
+    assert turned == {"along_weight", "grouped_weight", "same_weight", "high_weight", "high_same_weight"}
+    assert {str(each) for each in kernels if each.op == "get_attr"} == {"wider_weight", "point_weight"}
+    assert not any(node.target in {aten.conv1d.default, aten.conv1d.padding} for node in graph.graph.nodes)
+    value = torch.randn(7 if 0 in dynamic else 4, 1, 120 if 2 in dynamic else 96)
     for ours, eager in zip(graph(value), module(value), strict=True):
         torch.testing.assert_close(ours, eager)
-        assert ours.shape == eager.shape
+
+
+@pytest.mark.slow
+def test_convolutions_of_signals_are_packed_for_onednn(tmp_path):
+    """Inductor does so of images only."""
+    module = nn.Sequential(nn.Conv1d(8, 16, 3, padding=1), nn.ReLU()).eval()
+    inputs = (TensorInput("input", ("batch", 8, 40), "float32"),)
+    exported = export(Workload(module, inputs, {"batch": DimConfig()}, "cpu"), module)
+    lower.lower(exported, {"freezing": True}, tmp_path, tmp_path / "scratch")
+    assert "0.weight" not in constant_names(tmp_path / "model.so", "cpu").values(), "what is packed has another name"
+    value = torch.randn(5, 8, 40)
+    (answer,) = AotiRunner(tmp_path / "model.so", "cpu")([value])
+    torch.testing.assert_close(answer, module(value), rtol=1e-5, atol=1e-5)
 
 
 def test_freezing_packs_the_weights(tmp_path):
