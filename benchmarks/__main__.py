@@ -102,7 +102,7 @@ def section(found: dict[str, Any]) -> str:
         f"load average {found['load'][0]} before, {found['load'][1]} after."
     )
     text = [f"## {found['title']}\n", found["text"], f"*{where}*\n"]
-    if min(found["load"]) > 2 * facts["cores"]:  # all the while, where a part of many processes ends so
+    if max(found["load"]) > 2 * facts["cores"]:  # more than a part and its compilers make
         text.append("**The machine was busy with something else**: these figures are not to be relied on.\n")
     text += map(markdown, found["tables"])
     for name, drawing in found["plots"].items():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import OutputError
@@ -77,7 +77,6 @@ def test_ends_at_max_samples_with_budget_left() -> None:
     assert take({"a": seconds(1e-6)})["a"].values_s.size == 50
 
 
-@settings(max_examples=50, deadline=None)  # each collects the garbage of the whole process first
 @given(
     each=st.floats(1e-6, 1e3),
     limits=st.tuples(st.integers(1, 40), st.integers(1, 40)).map(sorted),
