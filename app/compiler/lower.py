@@ -155,12 +155,14 @@ def _turn_convolutions(module: torch.fx.GraphModule) -> None:
             continue
         sizes = rest[1:4]  # strides, padding, dilation by dimension; or how it is padded, in a word
         if values[1].dim() == 3:
-            turn, back, by = aten.unsqueeze.default, aten.squeeze.dim, (-2,)
+            by: tuple[int, ...] = (-2,)
+            turn, back = aten.unsqueeze.default, aten.squeeze.dim
             sizes = [
                 size if isinstance(size, str) else [one, *size] for one, size in zip((1, 0, 1), sizes, strict=False)
             ]
         elif all(_is_one(each.shape[-1]) for each in values) and not _is_one(values[0].shape[-2]):
-            turn, back, by = aten.transpose.int, aten.transpose.int, (-2, -1)
+            by = (-2, -1)
+            turn = back = aten.transpose.int
             sizes = [size if isinstance(size, str) else size[::-1] for size in sizes]
         else:
             continue

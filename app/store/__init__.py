@@ -346,7 +346,7 @@ class Store:
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """An empty directory to fill and publish, private to this process; it is removed on the way out."""
-        with self._writing("stage an object"), self._hold("tmp.lock"):
+        with self._writing("stage an object"):
             home, lock = stage(self.root / "tmp")
         with staged(home, lock) as folder:
             yield folder
@@ -390,7 +390,7 @@ class Store:
         except OSError as error:
             why = f"{error.strerror or error}; set cache.dir or cache=off"
             raise StoreError(f"cache: {self.root} is not writable: {why}") from error
-        with suppress(StoreError), self._hold("tmp.lock"):
+        with suppress(OSError):
             sweep(self.root / "tmp")
 
     def _settle(self, digest: str, requests: list[dict[str, Any]]) -> None:
@@ -422,10 +422,7 @@ class Store:
 
     def _commit(self, digest: str) -> Any:
         with self._writing("commit"):
-            return self._hold(f"commit/{digest[:2]}.lock")
-
-    def _hold(self, name: str) -> Any:
-        return hold(self.root / "locks" / name, OWN_LOCK_TIMEOUT_S)
+            return hold(self.root / "locks" / "commit" / f"{digest[:2]}.lock", OWN_LOCK_TIMEOUT_S)
 
     @contextmanager
     def _writing(self, action: str) -> Iterator[None]:

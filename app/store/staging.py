@@ -1,4 +1,7 @@
-"""Directories in which objects are written: locked while in use, swept when their process has died."""
+"""Directories in which objects are written: locked while in use, swept when their process has died.
+
+No lock is common to all of them: a process that was stopped while it held one would stop every other.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,14 @@ from filelock import FileLock, Timeout
 
 
 def stage(tmp: Path) -> tuple[Path, FileLock]:
-    """A new `tmp/<random>/` with its held lock.
-
-    The caller keeps `sweep` out meanwhile: it can't tell a directory not yet locked from an abandoned one.
-    """
-    home = Path(tempfile.mkdtemp(dir=tmp))
-    lock = FileLock(home / "lock", thread_local=False)
-    lock.acquire(timeout=0)
-    (home / "files").mkdir(mode=0o700)
-    return home, lock
+    """A new `tmp/<random>/` with its held lock; another, where a sweep found one before it was locked."""
+    while True:
+        home = Path(tempfile.mkdtemp(dir=tmp))
+        lock = FileLock(home / "lock", thread_local=False)
+        with suppress(Timeout, FileNotFoundError):
+            lock.acquire(timeout=0)
+            (home / "files").mkdir(mode=0o700)
+            return home, lock
 
 
 @contextmanager

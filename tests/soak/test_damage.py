@@ -300,11 +300,11 @@ def damaged_run(run_app, tiny, root, log, *args):
 
 
 COMMANDS = {
-    "library": ("frozen", "objects", "model.so", "byte flipped at 0.50", "miss"),
-    "manifest": ("frozen", "objects", "manifest.json", "deleted", "miss"),
+    "library": ("frozen", "objects", "{object}/model.so", "byte flipped at 0.50", "miss"),
+    "manifest": ("frozen", "objects", "{object}/manifest.json", "deleted", "miss"),
     "weights": ("external", "weights", "weights.safetensors", "truncated to 0.50", "graph-hit"),
     "index": ("frozen", "index", "cache.db", "emptied", "direct-hit"),
-    "locks": ("frozen", "locks", "tmp.lock", "a directory in its place", "direct-hit"),
+    "locks": ("frozen", "locks", "commit/{object:.2}.lock", "a directory in its place", "direct-hit"),
 }
 
 
@@ -314,8 +314,8 @@ def test_the_next_run_finds_the_damage_rebuilds_once_and_answers_right(tiny, run
     weights, folder, file, damage, outcome = COMMANDS[name]
     root, log = tmp_path / "store", tmp_path / "loaded"
     shutil.copytree(tiny.store, root)
-    patterns = (f"{tiny.records[weights]['key']['object']}/{file}" if folder == "objects" else file,)
-    (path,) = (path for path in (root / folder).rglob("*") if str(path).endswith(patterns))
+    name = file.format(object=tiny.records[weights]["key"]["object"])
+    (path,) = (path for path in (root / folder).rglob("*") if str(path).endswith(f"/{name}"))
     DAMAGES[damage](path)
     bad = sha256(path) if path.is_file() else "none"
     run = damaged_run(run_app, tiny, root, log, f"weights={weights}")

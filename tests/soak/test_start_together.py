@@ -59,6 +59,7 @@ def test_a_holder_that_hangs_costs_the_others_one_private_compile(
     holder.communicate()
     assert [run.code for run in runs] == [0] * 3, [run.stderr for run in runs]
     assert all("no heartbeat for 3 s; compiling privately" in run.stderr for run in runs)
-    assert sorted(run.record["cache"]["outcome"] for run in runs) == ["direct-hit", "direct-hit", "miss"]
+    outcomes = sorted(run.record["cache"]["outcome"] for run in runs)
+    assert outcomes == ["direct-hit", "direct-hit", "miss"], [run.stderr for run in runs]
     assert {(run.record["rung"], len(run.record["fallbacks"])) for run in runs} == {("compiled", 0)}
     assert num_objects(tmp_path / "store") == 1

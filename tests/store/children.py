@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from app.store import Store
+from app.store import Store, staging
 from tests.store.conftest import digest_of, publish
 
 # What an audit hook sees of writing a store: every one of these is a moment to die before.
@@ -100,6 +100,17 @@ def hold_staging(root: Path) -> None:
         (folder / "half.so").write_bytes(b"half")
         say(str(folder))
         time.sleep(600)
+
+
+def stop_while_staging(root: Path) -> None:
+    def stop(**_: object) -> None:
+        say("stopped")
+        time.sleep(600)
+
+    with Store(root) as store:
+        staging.tempfile.mkdtemp = stop
+        with store.staging():
+            pass
 
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from app.errors import StoreError
-from app.store import Corrupt, Hit, LockTimeout, Miss, Store
+from app.store import OWN_LOCK_TIMEOUT_S, Corrupt, Hit, LockTimeout, Miss, Store
+from app.store.staging import sweep
 
 NOBODY = 65534
 NOTHING_SAID = {"factors": {}, "content": {}, "verified": {}, "provenance": {}, "requests": []}
@@ -123,6 +125,37 @@ def test_abandoned_staging_is_swept_and_a_live_one_is_not(store, child):
         assert not folder.parent.exists()
         assert ours.exists()
     assert not list((store.root / "tmp").iterdir())
+
+
+def test_what_is_staged_while_others_sweep_stays(store):
+    done = threading.Event()
+
+    def sweep_on():
+        while not done.is_set():
+            sweep(store.root / "tmp")
+
+    sweepers = [threading.Thread(target=sweep_on) for _ in range(3)]
+    for sweeper in sweepers:
+        sweeper.start()
+    try:
+        for _ in range(300):
+            with store.staging() as ours:
+                (ours / "half.so").write_bytes(b"half")
+                time.sleep(0)
+                assert (ours / "half.so").exists()
+    finally:
+        done.set()
+        for sweeper in sweepers:
+            sweeper.join()
+    assert not list((store.root / "tmp").iterdir())
+
+
+def test_a_process_stopped_while_it_begins_to_stage_keeps_nobody_else_from_it(store, child):
+    assert child("stop_while_staging", store.root).stdout.readline() == "stopped\n"
+    begun = time.monotonic()
+    with Store(store.root) as again, again.staging() as ours:
+        assert ours.exists()
+    assert time.monotonic() - begun < OWN_LOCK_TIMEOUT_S
 
 
 def test_whatever_lies_among_what_is_written_is_swept(store, tmp_path):
