@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fleet
 import numpy as np
 import store as stores
 import torch
-from common import APP_STORE, USER_CACHE, Goal, Section, about, child, main, say, timed
+from common import APP_STORE, NUM_THREADS, USER_CACHE, Goal, Section, about, child, main, say, timed
 from torch import nn
 
 from app.api import compile_model, session
@@ -46,14 +47,19 @@ def lookup(counts: list[int], folder: Path) -> Points:
 
 def load(widths: list[int], weights: str, repeats: int) -> Points:
     """By the bytes of a square matrix."""
-    found = []
-    for width in widths:
-        say(f"growth: a model of {width * width * 4 / 1e6:.0f} MB, {weights}")
-        torch.manual_seed(0)
+
+    def make(width: int) -> str:
         module = nn.Sequential(nn.Linear(width, width), nn.ReLU()).eval()
         with session(cache={"dir": APP_STORE}, graphs={"batch_sizes": [4]}):
             model = compile_model(module, torch.randn(4, width), f"weights={weights}")
         model.name(alias := f"benchmark-growth-{width}-{weights}")
+        return alias
+
+    say(f"growth: models of {', '.join(f'{width * width * 4 / 1e6:.0f}' for width in widths)} MB, {weights}")
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        aliases = list(pool.map(make, widths))
+    found = []
+    for width, alias in zip(widths, aliases, strict=True):
         times = [float(child(["-c", LOAD.format(alias=alias)], USER_CACHE)) for _ in range(repeats)]
         found.append((width * width * 4.0, statistics.median(times) * 1e3))
     return found
@@ -88,15 +94,15 @@ def order(points: Points) -> float:
 def measure(quick: bool) -> Section:
     section = Section("Growth", about(__doc__))
     counts = [30, 100, 300] if quick else [100, 1000, 10_000]
-    jobs = [30, 100, 300] if quick else [100, 1000, 5000]
-    widths = [256, 1024] if quick else [512, 2048, 4096, 8192]
+    jobs = [30, 100, 300] if quick else [100, 1000, 10_000]
+    widths = [256, 1024] if quick else [512, 2048, 8192]
     with tempfile.TemporaryDirectory(prefix="growth-") as text:
         folder = Path(text)
         looks, summaries = watch(jobs, folder)
         curves = {
             "lookup / artifacts": (lookup(counts, folder), 0.0),
-            "load, frozen / bytes": (load(widths, "frozen", 3 if quick else 5), 1.0),
-            "load, external / bytes": (load(widths, "external", 3 if quick else 5), 0.0),
+            "load, frozen / bytes": (load(widths, "frozen", 3 if quick else 7), 1.0),
+            "load, external / bytes": (load(widths, "external", 3 if quick else 7), 0.0),
             "plan / buckets": (plan([2, 4, 8, 16, 32]), 1.0),
             "watch / jobs": (looks, 1.0),
             "summary / jobs": (summaries, 1.0),

@@ -16,6 +16,7 @@ weights, inputs and outputs at the best rate at which it reads a buffer of that 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import statistics
@@ -63,11 +64,12 @@ QUICK = ("linear",)
 PORTFOLIO = "portfolio"
 
 
-def prepare_task(task: Task) -> None:
+def prepare_case(name: str) -> None:
     """Compile for `measure_task` what is tuned by no timing: it may be compiled while others are."""
-    for make in (aoti, partial(onnx, precision="fp32"), partial(onnx, precision=task.precision)):
-        with suppress(Exception):  # its way fails again, and says why
-            make(task)
+    for precision in PRECISIONS:
+        for make in (aoti, onnx):
+            with suppress(Exception):  # its way fails again, and says why
+                make(Task(name, precision))
 
 
 def block(call: Callable[[], Any]) -> list[float]:
@@ -188,16 +190,16 @@ def measure(quick: bool) -> Section:
             "OMP_NUM_THREADS": str(NUM_THREADS),
             "TMPDIR": folder,  # where torch unpacks packages and leaves them
         }
-        tasks = [(name, precision) for precision in PRECISIONS for name in (QUICK if quick else CASES)]
+        names = QUICK if quick else CASES
 
-        def prepare(each: tuple[str, str]) -> None:
-            say(f"latency: compile {each[0]}, {each[1]}")
+        def prepare(name: str) -> None:
+            say(f"latency: compile {name}")
             with suppress(FailedError):  # as in the process
-                child([__file__, "--prepare", *each], env, MOST_S)
+                child([__file__, "--prepare", name], env, MOST_S)
 
         with ThreadPoolExecutor(NUM_THREADS) as pool:
-            list(pool.map(prepare, tasks))
-        for name, precision in tasks:
+            list(pool.map(prepare, names))
+        for precision, name in itertools.product(PRECISIONS, names):
             say(f"latency: {name}, {precision}")
             try:
                 left_s = end - time.monotonic()
@@ -301,7 +303,7 @@ def goals(way: str, ratios: dict[str, Ratio]) -> list[Goal]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--prepare"]:
-        prepare_task(Task(*sys.argv[2:]))
+        prepare_case(sys.argv[2])
     elif sys.argv[1:2] == ["--task"]:
         _, _, case_name, case_precision, num_rounds, place = sys.argv
         measured = measure_task(Task(case_name, case_precision), int(num_rounds))

@@ -88,7 +88,7 @@ def measure(quick: bool) -> Section:
         wanted_s = 0.1 if quick else 0.5
         num_calls = max(10, int(wanted_s / (seconds(ways["C interface"], value, 20, 1) / 20)))
         each = {f"{name}/{n}": lambda k=name, n=n: calls_per_s(k, n) for name in ways for n in (1, 2)}
-        samples = in_turns(each, 3 if quick else 15, "threads")
+        samples = in_turns(each, 3 if quick else 11, "threads")
     section.samples = {**samples, "cores": cores}
     rows = [("calls a second", "one thread", "two threads", "ratio", "cores")]
     for name in ways:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,9 @@ class Task:
         case = CASES[self.name]
         return case.call(4 if len(case.batches) > 1 else case.batches[0])
 
-    def module(self, precision: str | None = None) -> nn.Module:
+    def module(self) -> nn.Module:
         """The module as eager runs it; inputs and outputs are those of fp32."""
-        return at_precision(CASES[self.name].module(), precision or self.precision)
+        return at_precision(CASES[self.name].module(), self.precision)
 
     def dynamic(self) -> tuple[Any, ...] | None:
         """The batch as a dimension of every input, where several sizes are timed."""
@@ -80,12 +80,12 @@ def aoti(task: Task) -> Bind:
     return simple(torch._inductor.aoti_load_package(str(package)))  # noqa: SLF001
 
 
-def onnx(task: Task, precision: str) -> Path:
+def onnx(task: Task) -> Path:
     """The model as ONNX, exported by torch once."""
-    path = task.folder / f"{precision}.onnx"
+    path = task.folder / "model.onnx"
     if not path.exists():
         program = torch.onnx.export(
-            task.module(precision), task.example, dynamo=True, dynamic_shapes=task.dynamic(), verbose=False
+            task.module(), task.example, dynamo=True, dynamic_shapes=task.dynamic(), verbose=False
         )
         assert program is not None
         program.save(path)
@@ -97,7 +97,7 @@ def onnxruntime(task: Task) -> Bind:
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = NUM_THREADS, 3
-    model = ort.InferenceSession(onnx(task, task.precision), options, providers=["CPUExecutionProvider"])
+    model = ort.InferenceSession(onnx(task), options, providers=["CPUExecutionProvider"])
     names = [each.name for each in model.get_inputs()]
 
     def bind(inputs: Tensors) -> Callable[[], Any]:
@@ -115,7 +115,9 @@ def openvino(task: Task) -> Bind:
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": NUM_THREADS}
     core = ov.Core()
     core.set_property({"CACHE_DIR": str(task.folder / "openvino")})
-    request = core.compile_model(core.read_model(onnx(task, "fp32")), "CPU", config).create_infer_request()
+    request = core.compile_model(
+        core.read_model(onnx(replace(task, precision="fp32"))), "CPU", config
+    ).create_infer_request()
 
     def bind(inputs: Tensors) -> Callable[[], Any]:
         arrays = [value.numpy() for value in inputs]
