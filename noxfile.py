@@ -64,7 +64,9 @@ def soak(session: nox.Session) -> None:
 def soak_reduced(session: nox.Session) -> None:
     """Run the same suites with fewer kills."""
     install_for_tests(session)
-    session.run("python", "-m", "pytest", "tests/soak", *session.posargs, env={"APP_SOAK": "reduced"})
+    session.run(
+        "python", "-m", "pytest", "tests/soak", *(session.posargs or SIDE_BY_SIDE), env={"APP_SOAK": "reduced"}
+    )
 
 
 @nox.session

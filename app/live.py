@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from .workloads.inputs import TensorInput
 PROGRAM, LOWERED, EXAMPLES = "program.pt2", "lowered.pt2", "examples.safetensors"
 # A batch of at least two, for a size of one is traced as one.
 _LEAST_TRACED, _MOST = 2, 1024
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -185,12 +187,17 @@ def name_of(module: nn.Module) -> tuple[str, str | None]:
 
 @contextmanager
 def _printed_into(log: Path) -> Iterator[None]:
-    """What torch prints of a program that it can't export, whole graphs, goes where the worker's output goes."""
-    # torch's own handlers only: one of the user's may write to a file
-    loggers = [each for name, each in logging.root.manager.loggerDict.items() if name.partition(".")[0] == "torch"]
-    handlers = (each for logger in loggers for each in getattr(logger, "handlers", ()))  # a placeholder has none
-    own = {each: each.stream for each in handlers if type(each) is logging.StreamHandler}
-    with log.open("a", encoding="utf-8") as stream, redirect_stderr(stream):
+    """What torch prints of a program that it can't export, whole graphs, goes where the worker's output goes.
+
+    One thread at a time: standard error is the whole process's, and so is what torch.export notes of what it traces.
+    """
+    with _ONE_AT_A_TIME, log.open("a", encoding="utf-8") as stream, redirect_stderr(stream):
+        # torch's own handlers only: one of the user's may write to a file
+        loggers = [
+            each for name, each in logging.root.manager.loggerDict.items() if name.partition(".")[0] == "torch"
+        ]
+        handlers = (each for logger in loggers for each in getattr(logger, "handlers", ()))  # a placeholder has none
+        own = {each: each.stream for each in handlers if type(each) is logging.StreamHandler}
         for each in own:
             each.setStream(stream)
         try:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -341,6 +342,23 @@ def test_it_is_used_in_threads_and_in_inference_mode(first, hammer):
             return first(value, mask[value.shape[0]])["total"]
 
     hammer(total, values, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_several_are_compiled_in_threads_at_once(store, capfd):
+    def compiled_of(width):
+        with app.session(**store):
+            return app.compile_model(nn.Sequential(nn.Linear(width, 3), nn.ReLU()), torch.randn(4, width))
+
+    errors = sys.stderr
+    with ThreadPoolExecutor(4) as pool:
+        models = dict(zip(widths := (5, 6, 7, 8), pool.map(compiled_of, widths), strict=True))
+    assert sys.stderr is errors
+    assert "alone" not in capfd.readouterr().err
+    for width, model in models.items():
+        assert (model.info["rung"], model.info["fallbacks"]) == ("compiled", [])
+        assert model(torch.randn(9, width)).shape == (9, 3)
 
 
 @pytest.mark.slow

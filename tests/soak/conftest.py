@@ -44,6 +44,19 @@ def full():
     return FULL
 
 
+def pytest_sessionfinish(session):
+    """Hand the counts of one of several workers to the process that prints them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["counts"] = COUNTS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Add up what a worker counted; one that crashed has handed on nothing, and its tests have failed."""
+    for name, n in getattr(node, "workeroutput", {}).get("counts", {}).items():
+        COUNTS[name] = COUNTS.get(name, 0) + n if isinstance(n, int) else n
+
+
 def pytest_terminal_summary(terminalreporter):
     """Print the counts even where all tests pass."""
     for name, n in COUNTS.items():
