@@ -97,7 +97,7 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure beside the peers and write docs/performance.md: most of an hour, or some minutes with `-- --quick`."""
+    """Measure beside the peers and write docs/performance.md: most of an hour, `-- --quick` a quarter."""
     install_for_tests(session)
     # with torch, so that no peer brings another
     session.install("-e", ".", *group("bench"))

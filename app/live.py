@@ -254,8 +254,9 @@ class LiveContext(Context):
         ranged = zip(model.inputs, exported.spec.inputs, strict=True)
         inputs = [replace(item, low=spec.low, high=spec.high) for item, spec in ranged]
         try:
-            for name, each in programs.items():
-                torch.export.save(each.program, staging / name)
+            with _ONE_AT_A_TIME:  # saving replaces how the whole process pickles
+                for name, each in programs.items():
+                    torch.export.save(each.program, staging / name)
         except Exception as error:  # torch serialises what it can, and raises whatever it trips over
             raise ExportError(
                 f"the exported program can't be saved: {type(error).__name__}: {error}"[:500]

@@ -2,8 +2,8 @@
 
     python benchmarks [--quick] [--only start,call] [--report]
 
-A part that fails is a line of the document. `--quick` takes minutes and shows that all of it works; its figures are
-marked as such. `--report` writes the document of what was measured before.
+A part that fails is a line of the document. `--quick` takes a quarter of an hour and shows that all of it works;
+its figures are marked as such. `--report` writes the document of what was measured before.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ its 95 % interval by a bootstrap of the rounds. Another machine, or this one whi
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="minutes instead of most of an hour")
+    parser.add_argument("--quick", action="store_true", help="a quarter of an hour instead of most of one")
     parser.add_argument("--only", default=",".join(PARTS), help="comma-separated parts; the others stay as they were")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
