@@ -19,7 +19,7 @@ def stage(tmp: Path) -> tuple[Path, FileLock]:
     while True:
         home = Path(tempfile.mkdtemp(dir=tmp))
         lock = FileLock(home / "lock", thread_local=False)
-        with suppress(Timeout, FileNotFoundError):
+        with suppress(Timeout, FileNotFoundError, FileExistsError):  # in the midst of being swept
             lock.acquire(timeout=0)
             (home / "files").mkdir(mode=0o700)
             return home, lock
