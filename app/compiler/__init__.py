@@ -141,6 +141,8 @@ def compile_in_worker(
     }
     allowed = (*ALLOWED_ENVIRONMENT, *settings.model.environment)
     environment = {name: os.environ[name] for name in allowed if name in os.environ}
+    if not environment.get("CXX"):  # as `compiler` has it; Inductor would run the empty word
+        environment.pop("CXX", None)
     environment |= {"TORCHINDUCTOR_CACHE_DIR": str(private), "PYTHONDONTWRITEBYTECODE": "1"}
     environment |= LIMITS.get(settings.target, {})
     worker = _Worker(message, environment, log, on_phase=on_phase, on_object=on_object, on_step=on_step)

@@ -6,9 +6,13 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -69,8 +73,8 @@ def lower(exported: Exported, options: Mapping[str, Any], folder: Path, scratch:
         "aot_inductor.package": True,  # no absolute path in the library
         "aot_inductor.output_path": str(scratch),
         "aot_inductor.package_constants_in_so": not external,
-        # they lie in the system's temporary folder, 300 MB that a killed compiler leaves half-written: then no model
-        # ever compiles again
+        # 300 MB in the system's temporary folder that a killed compiler leaves half-written: then no model ever
+        # compiles again. Nor do they save time: docs/adr/0016-before-inductor.md
         "aot_inductor.precompile_headers": False,
         "post_grad_custom_pre_pass": _keep_nan,
     }
@@ -79,7 +83,7 @@ def lower(exported: Exported, options: Mapping[str, Any], folder: Path, scratch:
         _drop_constants(module)
         _flatten_products(module)
         _turn_convolutions(module)
-        with torch.no_grad():  # without it Inductor takes `freezing` for False, and says nothing
+        with torch.no_grad(), _built_faster():  # with gradients Inductor takes `freezing` for False, and says nothing
             files = torch._inductor.aot_compile(module, args, kwargs, options=configs)  # noqa: SLF001
     except Exception as error:  # Inductor raises whatever its passes raise
         raise CompileError(_cause(error)) from error
@@ -94,6 +98,39 @@ def lower(exported: Exported, options: Mapping[str, Any], folder: Path, scratch:
             shutil.copyfile(file, folder / file.name)
     if not (folder / LIBRARY).exists():
         raise CompileError("Inductor gave no shared library")
+
+
+@contextmanager
+def _built_faster() -> Iterator[None]:
+    """Let Inductor compile a library's wrapper beside its kernels, and read each of its templates once.
+
+    It compiles one after the other, each on one core, and parses the same template anew for every product.
+    """
+    from torch._inductor.codegen.common import KernelTemplate
+    from torch._inductor.cpp_builder import CppBuilder
+
+    alone = CppBuilder.build
+    begun: list[Future[None]] = []
+
+    def build(builder: Any) -> None:
+        target = builder.get_target_file_path()
+        if target.endswith(".wrapper.o"):
+            begun.append(pool.submit(alone, builder))
+            return
+        if target.endswith(".kernel.o"):
+            alone(builder)
+        while begun:
+            begun.pop().result()
+        if not target.endswith(".kernel.o"):  # it may link them
+            alone(builder)
+
+    template = staticmethod(cache(KernelTemplate._template_from_string))  # noqa: SLF001
+    with (
+        ThreadPoolExecutor(1) as pool,
+        patch.object(CppBuilder, "build", build),
+        patch.object(KernelTemplate, "_template_from_string", template),
+    ):
+        yield
 
 
 def _drop_constants(module: torch.fx.GraphModule) -> None:

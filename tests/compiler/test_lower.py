@@ -10,6 +10,8 @@ from torch.export import Dim
 from app.compiler import lower
 from app.compiler.export import export
 from app.config import DimConfig
+from app.environment import compiler
+from app.errors import CompileError
 from app.runtime.aoti import AotiRunner, constant_names
 from app.workloads import Workload
 from app.workloads.inputs import TensorInput
@@ -119,6 +121,33 @@ def test_freezing_packs_the_weights(tmp_path):
     value = torch.randn(3, 64)
     (answer,) = AotiRunner(tmp_path / "True" / "model.so", "cpu")([value])
     torch.testing.assert_close(answer, module(value), rtol=1e-5, atol=1e-5)
+
+
+def compiled_by(tmp_path, script):
+    """A linear layer's library by a compiler that runs a script of sh's first."""
+    cxx = tmp_path / "cxx"
+    cxx.write_text(
+        f'#!/bin/sh\ncd "{tmp_path}"\ncase "$*" in {script} esac\ncd - > /dev/null\nexec {compiler()} "$@"\n'
+    )
+    cxx.chmod(0o755)
+    module = nn.Linear(8, 4).eval()
+    exported = export(Workload(module, (TensorInput("input", (2, 8), "float32"),), {}, "cpu"), module)
+    lower.lower(exported, {"freezing": True, "cpp.cxx": (None, str(cxx))}, tmp_path, tmp_path / "scratch")
+    value = torch.randn(2, 8)
+    torch.testing.assert_close(AotiRunner(tmp_path / "model.so", "cpu")([value])[0], module(value))
+
+
+@pytest.mark.slow
+def test_wrapper_and_kernels_are_compiled_side_by_side(tmp_path):
+    waits = "for _ in $(seq 600); do test -e begun && break; sleep 0.1; done; test -e begun || exit 1"
+    compiled_by(tmp_path, f"*.wrapper.cpp*) {waits};; *.kernel.cpp*) touch begun;;")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["wrapper", "kernel"])
+def test_a_part_that_does_not_compile_is_an_error(tmp_path, part):
+    with pytest.raises(CompileError, match=f"error: no {part}"):
+        compiled_by(tmp_path, f"*.{part}.cpp*) echo 'error: no {part}' >&2; exit 1;;")
 
 
 ACTIVATIONS = {
