@@ -2,18 +2,20 @@
 
 A batch that is a bucket, of a module with one operator and of `linear`. Each row is the call from that layer down,
 so that the difference to the row above is what the layer costs: of the least of many short blocks, for all else that
-happens on a machine only adds. Bare is torch's own class, whose `run` is `boxed_run`.
+happens on a machine only adds. The goal is judged by the medians too: of a call as long as linear's the least alone
+says little. Bare is torch's own class, whose `run` is `boxed_run`.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from common import APP_STORE, Goal, Section, about, in_turns, main, ratio, spread
+from common import APP_STORE, Goal, Section, about, in_turns, main, spread
 from torch import nn
 
 from app.api import compile_model, session
@@ -85,9 +87,10 @@ def measure(quick: bool) -> Section:
             before = min(values)
         section.tables.append(rows)
         section.samples[title] = samples
-        added = min(samples[ALL]) - min(samples[BARE])
-        reached = f"{added:.2f} us ({ratio(samples[ALL], samples[BARE])} x by medians)"
-        section.goals.append(Goal(f"a call of {title} adds", f"under {LIMIT_US:g} us", reached, added < LIMIT_US))
+        least, middle = (of(samples[ALL]) - of(samples[BARE]) for of in (min, statistics.median))
+        reached = f"{least:.2f} us by the least, {middle:.2f} us by medians"
+        met = max(least, middle) < LIMIT_US
+        section.goals.append(Goal(f"a call of {title} adds", f"under {LIMIT_US:g} us", reached, met))
     return section
 
 

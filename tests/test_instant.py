@@ -144,7 +144,7 @@ def test_it_pads_and_splits_by_the_plan_that_is_kept(cache, run_app, hit_args, m
 @pytest.mark.slow
 def test_external_weights_are_mapped(hit_args):
     model = instant.load(*hit_args("external"))
-    torch_model = app.load(*hit_args("external"))  # which runs by the same kept plan: another may change the last bits
+    torch_model = app.load(*hit_args("external"))  # it runs by the same kept plan: another may change the last bits
     tokens = torch.randint(0, 1000, (3, 32))
     np.testing.assert_array_equal(model(tokens.numpy()), torch_model(tokens).numpy())
 
