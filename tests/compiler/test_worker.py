@@ -186,6 +186,12 @@ def test_missing_compiler_is_named(run_app, tmp_path, policy):
 
 
 @pytest.mark.slow
+def test_an_empty_name_of_the_compiler_is_none(run_app, fresh_store):
+    run = run_app(["task=compile", "model=linear", f"cache.dir={fresh_store}"], env={"CXX": ""})
+    assert (run.code, run.record["rung"], run.record["fallbacks"]) == (0, "compiled", [])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["strict", "graceful"])
 def test_model_that_does_not_export_is_named(run_app, module_file, tmp_path, policy):
     module_file("tinymodels", TINY)
