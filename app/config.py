@@ -166,6 +166,9 @@ class ModelConfig:
     lowered: str | None = steers(
         None, "the program traced at the run's precision, beside program; not for the command line"
     )
+    structure: str | None = steers(
+        None, "the structure of the output, where program gives its leaves alone; not for the command line"
+    )
     fingerprint: str | None = factor(None, "what app.compile_model calls a live module; not for the command line")
     trusted: bool = steers(False, "load a program whose archive holds a pickle: runs its author's code")
 
@@ -362,6 +365,7 @@ class CacheConfig:
     alias: str | None = steers(None, "a name for the request and its settings, under which app.load finds it")
     select: list[str] = steers([], "objects for cache tasks, by the start of the digest or by model; none is all")
     file: str | None = steers(None, "the bundle that task=cache.export writes and task=cache.import reads")
+    live: str = steers("digest", "how app.compile_model finds a module: by its digest, or export (traced every time)")
 
     def __post_init__(self) -> None:
         choose("cache.on_miss", self.on_miss, ON_MISS)
@@ -370,6 +374,7 @@ class CacheConfig:
             "cache.size_limit", self.size_limit, size_in_bytes(self.size_limit) is not None, "like 500 MB or 10 GiB"
         )
         choose("cache.trust", self.trust, TRUST)
+        choose("cache.live", self.live, ["digest", "export"])
         for key in self.keys:
             require("cache.keys", key, len(key) == 64 and set(key) <= set("0123456789abcdef"), "64 hex digits each")
         choose("cache.remote_mode", self.remote_mode, REMOTE_MODES)
@@ -425,10 +430,14 @@ class VerifyConfig:
 
     seeds: list[int] = steers([0, 1], "one draw of inputs for each, at every verified batch size")
     multiple: float = steers(3.0, "how many times eager's own distance from float64 is accepted")
+    side_effects: str = steers(
+        "refuse", "of a live module whose calls change it, or whose hooks act: refuse (eager serves it), or allow"
+    )
 
     def __post_init__(self) -> None:
         require("verify.seeds", self.seeds, bool(self.seeds), "a list of at least one seed")
         require("verify.multiple", self.multiple, self.multiple >= 1, "at least 1")
+        choose("verify.side_effects", self.side_effects, ["refuse", "allow"])
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,12 @@ class _Eager:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         import torch
+        from torch.utils import _pytree as pytree
 
-        with torch.no_grad():
+        asked = torch.is_grad_enabled() and any(
+            isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves((args, kwargs))
+        )
+        with torch.set_grad_enabled(asked):
             return self._context.same_precision(*args, **kwargs)
 
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -69,6 +73,21 @@ class Context:
         self.cases: list[Case] = []
         self.uncertain: str | None = None  # why the request may stand for more than one model: then it has no entry
         self._torch_is_ready = False
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the module is this process's own, and no other can build it."""
+        return self.settings.model.fingerprint is not None
+
+    def limit(self) -> float:
+        """How far compiled and eager may be apart (relative L2): each may be so far from the truth by its own bar."""
+        verify, floor = self.record.verify, self.settings.precision.floor
+        eager = max((case.eager_rel_l2 or 0.0 for case in verify.cases), default=0.0) if verify is not None else 0.0
+        return max(floor, self.settings.verify.multiple * eager) + eager
+
+    def changed(self, model: Callable[..., Any]) -> str | None:  # noqa: ARG002 - of use for a live module only
+        """Why what was found isn't of this model after all."""
+        return None
 
     def beside(self, settings: Settings, folder: Path, record: Record) -> Context:
         """Another run on the same model, which is built now unless it was."""

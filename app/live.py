@@ -1,11 +1,13 @@
-"""Live: a module of this process as a run: named by its fingerprint, exported here, compiled elsewhere."""
+"""Live: a module of this process as a run: named by its digest, exported here, compiled elsewhere."""
 
 from __future__ import annotations
 
+import copy
 import inspect
+import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch import nn
 from .config import BATCH, DimConfig, InputConfig, ModelConfig, Settings
 from .context import COMPILE_LOG, Context
 from .errors import ConfigError, ExportError
-from .fingerprint import UncertainError, fingerprint
+from .identity import UncertainError, digest_of
 from .progress import Phases
 from .record import Record
 from .workloads import AtPrecision, Workload
@@ -25,9 +27,12 @@ from .workloads import examples as examples_of
 from .workloads.inputs import TensorInput
 
 PROGRAM, LOWERED, EXAMPLES = "program.pt2", "lowered.pt2", "examples.safetensors"
+STRUCTURE = "structure.json"
 # A batch of at least two, for a size of one is traced as one.
 _LEAST_TRACED, _MOST = 2, 1024
 _ONE_AT_A_TIME = threading.RLock()
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -177,12 +182,40 @@ def settings_for(settings: Settings, given: Signature, name: str, digest: str) -
     return replace(settings, model=model, graphs=replace(settings.graphs, batch_sizes=sizes))
 
 
-def name_of(module: nn.Module) -> tuple[str, str | None]:
-    """The module's fingerprint, or a stand-in and why there is none."""
+def name_of(module: nn.Module, settings: Settings, key: str | None = None) -> tuple[str, str | None]:
+    """What the request calls the module, and why that doesn't name it for certain, where it doesn't.
+
+    Args:
+        module: The module.
+        settings: The run's settings.
+        key: The caller's own word for it, instead of a digest.
+    """
+    if settings.cache.live == "export":
+        return "none", "cache.live=export"
     try:
-        return fingerprint(module), None
+        digest = f"key {key}" if key is not None else digest_of(module)
     except UncertainError as error:
-        return "none", str(error)
+        return "none", f"the module has no digest: {error}"
+    allowed = "" if settings.verify.side_effects == "refuse" else ", side effects allowed"
+    return digest + allowed, None
+
+
+def private_copy(module: nn.Module) -> nn.Module:
+    """A copy that later changes of the module's structure don't reach; its weights are the module's own memory.
+
+    A module that can't be copied (one that holds a lock, say) is itself what eager runs.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        memo |= {
+            id(each): nn.Parameter(each.detach(), requires_grad=False) for each in part.parameters(recurse=False)
+        }
+        memo |= {id(each): each.detach() for each in part.buffers(recurse=False)}
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # noqa: BLE001 - the user's classes may refuse by anything
+        logger.warning("%s can't be copied, so eager runs it as it is: %s", type(module).__name__, error)
+        return module
 
 
 @contextmanager
@@ -233,7 +266,21 @@ class LiveContext(Context):
         )
         self._examples = examples_of.Examples(given.tensors, inputs)
         # an attribute of the instance takes the place of the cached property
-        self.__dict__["workload"] = Workload(module, inputs, given.dims, self.device, self._examples)
+        self.__dict__["workload"] = Workload(private_copy(module), inputs, given.dims, self.device, self._examples)
+
+    def changed(self, model: Callable[..., Any]) -> str | None:
+        """How the artifact of a direct hit answers the example inputs differently; None where it doesn't."""
+        from .verify import compared
+
+        args, kwargs = self.workload.call()
+        with torch.no_grad():
+            try:
+                far, problem = compared(model(*args, **kwargs), self.same_precision(*args, **kwargs))
+            except Exception as error:  # noqa: BLE001 - either may raise anything, and both may not
+                far, problem = 0.0, f"{type(error).__name__}: {error}"
+        if problem is None and far > (limit := self.limit()):
+            problem = f"relative distance {far:.2g}, more than {limit:.2g}"
+        return problem and f"the artifact of this digest answers the examples differently: {problem}"
 
     def for_worker(self, staging: Path) -> Settings:
         """Export the module into `staging`; settings that build it from there.
@@ -256,17 +303,19 @@ class LiveContext(Context):
         try:
             with _ONE_AT_A_TIME:  # saving replaces how the whole process pickles
                 for name, each in programs.items():
-                    torch.export.save(each.program, staging / name)
+                    torch.export.save(each.flat(), staging / name)
         except Exception as error:  # torch serialises what it can, and raises whatever it trips over
             raise ExportError(
                 f"the exported program can't be saved: {type(error).__name__}: {error}"[:500]
             ) from error
+        (staging / STRUCTURE).write_text(json.dumps(exported.spec.structure), encoding="utf-8")
         examples_of.save(self._examples.tensors, staging / EXAMPLES)
         live = replace(
             model,
             inputs=inputs,
             program=str(staging / PROGRAM),
             lowered=str(staging / LOWERED) if LOWERED in programs else None,
+            structure=str(staging / STRUCTURE),
             examples=str(staging / EXAMPLES),
             trusted=True,
         )

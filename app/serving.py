@@ -93,6 +93,10 @@ def _choose(context: Context) -> None:
 def from_store(context: Context, store: Store, found: Found) -> Ladder:
     """Load what was found, with the graphs and plans that it has."""
     model = acquire.load(context, found)
+    if found.outcome == "direct-hit" and (why := context.changed(model)) is not None:
+        context.uncertain = why
+        context.warn(f"{why}; it is exported anew")
+        model = acquire.load(context, found := acquire.acquire(context, store))
     capturing.capture(context, model, comparing=False)
     planning.settle(context, store, found, model, measuring=False)
     context.record.rung = context.served(model)

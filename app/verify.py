@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from . import side_effects
 from .config import BATCH
 from .monitor import performance_monitor
 from .runtime.spec import CallSpec
@@ -65,6 +67,18 @@ class Judge:
             return Case(batch, seed, name, math.inf, 0.0, math.inf, problem)
         rel_l2, max_abs = _distance(ours, reference)
         return Case(batch, seed, name, rel_l2, _distance(eager, reference)[0], max_abs)
+
+    def side_effect(self) -> str | None:
+        """What calls of the module do beside answering, in words; None where they do nothing else."""
+        module = self._workload.module
+
+        def called(seed: int) -> None:
+            args, kwargs = self._workload.call(seed=seed)
+            with torch.no_grad():
+                module(*args, **kwargs)
+
+        called(0)
+        return side_effects.of_calls(module, [functools.partial(called, seed) for seed in (1, 2)])
 
     def _draws(self, args: Any, kwargs: Any) -> bool:
         """Whether every call of eager moves torch's generators: other threads draw from them too, now and then."""

@@ -1,4 +1,4 @@
-"""What all tests share: one store a session, runs of the command in a new process, and models loaded in this one."""
+"""What all tests share: a compiler and a store that are kept, runs of the command, and models loaded in this process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import sys
 import textwrap
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
@@ -32,12 +34,14 @@ from app.lookup import Found
 from app.progress import Phases
 from app.record import Record
 
+from .support import kept
+
 # A shell that starts the tests in the background has them ignore it, and so every run that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Everything that a test's run does alike: on the CPU, wherever a GPU may be, and measured no longer than it must.
 QUICK = ("device=cpu", "measure.budget_s=0.05", "measure.warmup=1", "measure.min_samples=3")
-# What the session compiles, by name. Autotuning is slow: the CNN stands for it.
+# What is compiled once for all tests, by name. Autotuning is slow: the CNN stands for it.
 VARIANTS = {
     "cnn": ("model=cnn", "mode=max-autotune"),
     "linear": ("model=linear", "mode=default"),
@@ -46,6 +50,30 @@ VARIANTS = {
     "external": ("model=transformer", "mode=default", "weights=external"),
     "bf16": ("experiment=bf16-strict",),
 }
+
+
+# A test that takes one of these starts a process, or loads what was compiled: it takes seconds, and is marked `slow`.
+SLOW = {"start_app", "run_app", "compiled", "hit_args", "copied_store", "acquire_here", "loaded", "probes"}
+
+
+def pytest_configure(config):
+    """Use the compiler that keeps what it compiled, here and in all processes; tests about the compiler set another."""
+    os.environ["CXX"] = str(kept.compiler())
+    # Workers side by side have more threads than there are cores, and one that spins keeps another from its work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if not hasattr(config, "workerinput"):
+        kept.prune()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark what takes seconds as `slow`, which the sessions of noxfile.py select by; begin with the longest files."""
+    slow: Counter[Path] = Counter()
+    for item in items:
+        if SLOW & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("smoke"):
+            item.add_marker(pytest.mark.slow)
+            slow[item.path] += 1
+    items.sort(key=lambda item: -slow[item.path])
 
 
 class Run(NamedTuple):
@@ -83,14 +111,20 @@ def environment(changes: Mapping[str, str | None] | None) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def store_dir(tmp_path_factory):
-    """The session's store: what one test compiled, the next ones hit."""
-    return tmp_path_factory.mktemp("session") / "store"
+def first_runs():
+    """The folder of the kept store and of the runs that filled it; what changes a variant's artifact names another."""
+    return kept.first_runs([repr(VARIANTS), *QUICK])
+
+
+@pytest.fixture(scope="session")
+def store_dir(first_runs):
+    """The store of all workers and sessions, which holds the variants and nothing else: other models go elsewhere."""
+    return first_runs / "store"
 
 
 @pytest.fixture(scope="session")
 def start_app(tmp_path_factory):
-    """Start the command in a new process; `program` replaces `-m app`."""
+    """Start the command in a new process; `program` replaces `-m app`, and `place` is a new folder for what it writes."""
     places = tmp_path_factory.mktemp("runs")
     numbers = itertools.count()
 
@@ -99,8 +133,9 @@ def start_app(tmp_path_factory):
         cwd: Path | None = None,
         env: Mapping[str, str | None] | None = None,
         program: Sequence[str] = ("-m", "app"),
+        place: Path | None = None,
     ) -> subprocess.Popen[str]:
-        place = places / str(next(numbers))
+        place = place or places / str(next(numbers))
         place.mkdir()
         command = [sys.executable, *program, *QUICK, f"hydra.run.dir={place}/run", *args]
         process = subprocess.Popen(
@@ -146,16 +181,22 @@ def run_app(start_app, finish_app):
 
 
 @pytest.fixture(scope="session")
-def compiled(run_app, store_dir):
-    """The first run of a variant in the session's store: compiled by the first test that asks."""
+def compiled(start_app, finish_app, first_runs, store_dir):
+    """The first run of a variant, which compiled it: by whichever worker or session asked first, and kept."""
     done: dict[str, Run] = {}
 
     def first_run(variant: str) -> Run:
         if variant == "minilm":
             needs_minilm()
         if variant not in done:
-            done[variant] = run_app([*VARIANTS[variant], f"cache.dir={store_dir}"])
-        assert done[variant].code == 0, done[variant].stderr
+            place, said = first_runs / variant, first_runs / f"{variant}.json"
+            with FileLock(first_runs / f"{variant}.lock"):
+                if not said.exists():
+                    shutil.rmtree(place, ignore_errors=True)  # of a run that failed, or was interrupted
+                    run = finish_app(start_app([*VARIANTS[variant], f"cache.dir={store_dir}"], place=place))
+                    assert run.code == 0, run.stderr
+                    said.write_text(json.dumps(run))
+                done[variant] = Run(*json.loads(said.read_text()))
         return done[variant]
 
     return first_run
@@ -173,10 +214,8 @@ def hit_args(compiled, store_dir):
 
 
 @pytest.fixture
-def fresh_store(compiled, store_dir, tmp_path):
-    """An empty store that knows what the compiler can do: probing for that takes longer than most compiles."""
-    compiled("linear")
-    shutil.copytree(store_dir / "scratch", tmp_path / "fresh" / "scratch")
+def fresh_store(tmp_path):
+    """Where a test has a store of its own."""
     return tmp_path / "fresh"
 
 
@@ -187,10 +226,10 @@ def copied_store(compiled, store_dir, tmp_path):
     def copy(variant: str) -> Path:
         place = Path(compiled(variant).record["artifact_dir"])
         target = tmp_path / "copied"
-        shutil.copytree(store_dir / "scratch", target / "scratch")
-        shutil.copytree(place, target / place.relative_to(store_dir))
-        if "weights=external" in VARIANTS[variant]:
-            shutil.copytree(store_dir / "weights", target / "weights")
+        weights = json.loads((place / "manifest.json").read_text())["verified"]["weights"]
+        places = [store_dir / "scratch", place, *([store_dir / "weights" / weights[:2] / weights] if weights else [])]
+        for each in places:
+            shutil.copytree(each, target / each.relative_to(store_dir))
         return target
 
     return copy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import inspect
 import traceback
@@ -17,8 +18,8 @@ from torch.utils import _pytree as pytree
 
 from ..config import BATCH
 from ..errors import ExportError
-from ..runtime.spec import CallSpec, InputSpec
-from ..runtime.tensors import register_namedtuple
+from ..runtime.spec import STRUCTURE, CallSpec, InputSpec
+from ..runtime.tensors import register_classes, register_dataclass, register_namedtuple
 from ..workloads import Workload
 from . import indices
 
@@ -29,6 +30,19 @@ class Exported:
 
     program: ExportedProgram
     spec: CallSpec
+
+    def flat(self) -> ExportedProgram:
+        """The program with its outputs as a plain tuple, for a process that hasn't their classes."""
+        signature = self.program.module_call_graph[0].signature
+        assert signature is not None
+        signature.out_spec = pytree.tree_structure((0,) * len(self.program.graph_signature.user_outputs))
+        return self.program
+
+    def leaves(self) -> CallSpec:
+        """The calls of that program."""
+        plain = pytree.tree_structure((0,) * len(self.program.graph_signature.user_outputs))
+        none: dict[str, Any] = dict.fromkeys(STRUCTURE, ())
+        return replace(self.spec, **none | {"out_spec": pytree.treespec_dumps(plain)})
 
     def graph(self) -> dict[str, Any]:
         """The canonical program: equal for equal programs, whatever the text they were traced from."""
@@ -55,7 +69,8 @@ def export(workload: Workload, module: nn.Module) -> Exported:
     if program is None:
         program = _trace(workload, module)
     _refuse_state(program)
-    return Exported(program, _spec(workload, program))
+    spec = _spec(workload, program)
+    return Exported(program, replace(spec, **workload.structure) if workload.structure is not None else spec)
 
 
 def _trace(workload: Workload, module: nn.Module) -> ExportedProgram:
@@ -73,6 +88,8 @@ def _trace(workload: Workload, module: nn.Module) -> ExportedProgram:
         for parameter in signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD and parameter.name in dynamic:
                 dynamic.update(dynamic.pop(parameter.name))
+        with torch.no_grad():
+            register_classes(module(*args, **kwargs))
         return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # export runs the user's code and raises whatever that raises
         traceback.print_exc()  # standard error is a log here, and has all of it
@@ -133,6 +150,7 @@ def _spec(workload: Workload, program: ExportedProgram) -> CallSpec:
     found = {name: _out_axes(workload, program, name) for name in {*workload.dims, BATCH}}
     try:
         namedtuples = [register_namedtuple(cls) for cls in _namedtuples(out_spec)]
+        dataclass_names = [register_dataclass(cls) for cls in _dataclasses(out_spec)]
         text = pytree.treespec_dumps(out_spec)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ExportError(f"the output's structure can't be stored: {error}") from error
@@ -143,6 +161,7 @@ def _spec(workload: Workload, program: ExportedProgram) -> CallSpec:
         out_spec=text,
         out_modules=tuple(sorted(set(_modules(out_spec)))),
         out_namedtuples=tuple(sorted(set(namedtuples))),
+        out_dataclasses=tuple(sorted(set(dataclass_names))),
         out_constants=constants,
         out_axes={name: axes for name, axes in sorted(found.items()) if not isinstance(axes, str)},
         unpaddable={name: why for name, why in sorted(found.items()) if isinstance(why, str)},
@@ -203,6 +222,15 @@ def _namedtuples(spec: pytree.TreeSpec) -> Iterator[type]:
         yield spec.context
     for child in spec.children():
         yield from _namedtuples(child)
+
+
+def _dataclasses(spec: pytree.TreeSpec) -> Iterator[type]:
+    # transformers' outputs are dataclasses too, but registered by their own library, as dicts
+    kind = spec.type
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and not issubclass(kind, dict):
+        yield kind
+    for child in spec.children():
+        yield from _dataclasses(child)
 
 
 def _lines(program: ExportedProgram) -> Iterator[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import LoadError
+from . import tiles
 from .container import Container, functions_of
 from .runner import Runner
 from .tensors import TensorHandles
@@ -106,6 +107,7 @@ class AotiRunner(Runner):
 
 
 def _runner(library: Path, device: str, num_runners: int = 1) -> Any:
+    tiles.permit(library)
     place = () if device == "cpu" else (device, str(library.parent))
     return loader_class(device)(str(library), num_runners, *place)
 
@@ -136,7 +138,7 @@ def constant_names(library: Path, device: str) -> dict[str, str]:
     """
     try:
         names: dict[str, str] = _runner(library, device).get_constant_names_to_original_fqns()
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise _load_error(library, error) from error
     return names
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from . import tiles
+
 Address = int | None
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
@@ -53,6 +55,7 @@ def functions_of(library: Path) -> ctypes.CDLL | None:
     Raises:
         OSError: it can't be loaded.
     """
+    tiles.permit(library)
     loaded = ctypes.CDLL(str(library))
     names = [_PREFIX + name for name in _FUNCTIONS]
     if not all(hasattr(loaded, name) for name in names):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
 
 
+# The fields of a CallSpec that say how the leaves of an output are put together.
+STRUCTURE = ("out_spec", "out_modules", "out_namedtuples", "out_dataclasses")
+
 # A service runs for months: what it keeps must end.
 MOST_KNOWN = 10_000
 
@@ -85,6 +88,7 @@ class CallSpec:
         out_spec: The output's pytree, as `torch.utils._pytree.treespec_dumps` writes it.
         out_modules: Modules to import so that the output's classes are known to pytree.
         out_namedtuples: Named tuples of the output, `module:class`.
+        out_dataclasses: Dataclasses of the output, `module:class`.
         out_constants: Leaves of the output that are no tensors, by position.
         out_axes: For each named dimension its axis in each leaf of the output; None where a leaf hasn't it.
         unpaddable: Dimensions that can't be told apart in the inputs or outputs, so that calls run as they are, and
@@ -97,6 +101,7 @@ class CallSpec:
     out_spec: str
     out_modules: tuple[str, ...] = ()
     out_namedtuples: tuple[str, ...] = ()
+    out_dataclasses: tuple[str, ...] = ()
     out_constants: Mapping[str, Any] = field(default_factory=dict)
     out_axes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     unpaddable: Mapping[str, str] = field(default_factory=dict)
@@ -115,10 +120,16 @@ class CallSpec:
             out_spec=data["out_spec"],
             out_modules=tuple(data["out_modules"]),
             out_namedtuples=tuple(data["out_namedtuples"]),
+            out_dataclasses=tuple(data.get("out_dataclasses", ())),
             out_constants=data["out_constants"],
             out_axes={name: tuple(axes) for name, axes in data["out_axes"].items()},
             unpaddable=data["unpaddable"],
         )
+
+    @property
+    def structure(self) -> dict[str, Any]:
+        """What only a process that has the output's classes can read."""
+        return {name: value for name, value in self.to_json().items() if name in STRUCTURE}
 
     def in_axes(self, dim: str = BATCH) -> list[int | None]:
         """For each input the axis of a named dimension, or None where it has none."""

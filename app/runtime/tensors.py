@@ -7,6 +7,7 @@ classes in aoti.py.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import importlib
 import operator
 from collections.abc import Sequence
@@ -185,6 +186,28 @@ def register_namedtuple(cls: type) -> str:
     return name
 
 
+def register_dataclass(cls: type) -> str:
+    """Make a dataclass known to pytree, unless its author did, and return its name: `module:class`."""
+    name = f"{cls.__module__}:{cls.__qualname__}"
+    if cls not in pytree.SUPPORTED_NODES:
+        pytree.register_dataclass(cls, serialized_type_name=name)
+    known = pytree.SUPPORTED_SERIALIZED_TYPES[cls]
+    if known.serialized_type_name == pytree.NO_SERIALIZED_TYPE_NAME_FOUND:  # registered, but not to be written down
+        pytree.SUPPORTED_SERIALIZED_TYPES[cls] = known._replace(serialized_type_name=name)
+        pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE[name] = cls
+    return name
+
+
+def register_classes(value: Any) -> None:
+    """Make the dataclasses known that a value is made of, whose fields pytree would take for no tensors otherwise."""
+    leaves = pytree.tree_leaves(value)
+    found = {type(leaf) for leaf in leaves if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type)}
+    for cls in found:
+        register_dataclass(cls)
+    if found:  # they may hold others
+        register_classes(value)
+
+
 def _guard(tensors: Sequence[torch.Tensor]) -> Any:
     """What tensors like these pass, of any size and strides."""
     from torch._C._dynamo.guards import TensorGuards  # compiled into torch: importing it costs nothing
@@ -209,6 +232,9 @@ def load_treespec(spec: CallSpec) -> pytree.TreeSpec:
         for name in spec.out_namedtuples:
             module, _, attribute = name.partition(":")
             register_namedtuple(operator.attrgetter(attribute)(importlib.import_module(module)))
+        for name in spec.out_dataclasses:
+            module, _, attribute = name.partition(":")
+            register_dataclass(operator.attrgetter(attribute)(importlib.import_module(module)))
         return pytree.treespec_loads(spec.out_spec)
     except (AttributeError, ImportError, ValueError, NotImplementedError, KeyError) as error:
         raise LoadError(f"the output's classes can't be restored here: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ class Workload:
         program: The saved program, where the model came as one.
         lowered: The same traced at a lower precision. What a module says of a dtype, as in `y.to(x.dtype)`, a program
             says of the one that it was traced at.
+        structure: How the program's outputs are put together, where it gives their leaves alone: the fields of a
+            CallSpec that STRUCTURE names.
     """
 
     module: nn.Module
@@ -47,6 +50,7 @@ class Workload:
     make_inputs: Callable[[dict[str, int], int], Mapping[str, Any]] | None = None
     program: ExportedProgram | None = None
     lowered: nn.Module | None = None
+    structure: Mapping[str, Any] | None = None
 
     def at(self, precision: str) -> nn.Module:
         """The module that computes in `fp32` (itself), or in `bf16` or `fp16` (a copy)."""
@@ -144,6 +148,7 @@ def build(settings: Settings, device: str) -> Workload:
     make_inputs = resolve_callable(model.make_inputs, "model.make_inputs") if model.make_inputs else None
     program: ExportedProgram | None = None
     lowered: nn.Module | None = None
+    structure = json.loads(Path(model.structure).read_text(encoding="utf-8")) if model.structure else None
     if model.program:
         from .exported import load_program
 
@@ -167,7 +172,9 @@ def build(settings: Settings, device: str) -> Workload:
         load_into(module, Path(model.checkpoint).expanduser())
     if not model.program:
         module.eval()
-    workload = Workload(module.requires_grad_(False).to(device), inputs, dims, device, make_inputs, program, lowered)
+    workload = Workload(
+        module.requires_grad_(False).to(device), inputs, dims, device, make_inputs, program, lowered, structure
+    )
     _first_call(workload)
     return workload
 

@@ -96,7 +96,6 @@ def assert_store_is_clean(store: Path) -> None:
     assert not list(store.glob("tmp/*"))
 
 
-@pytest.mark.slow
 def test_time_limit_kills_the_worker_and_the_compiler_it_started(run_app, module_file, fake_compiler, tmp_path):
     module_file("tinymodels", TINY)
     env = {**module_file.env, "CXX": str(fake_compiler("sleep 600"))}
@@ -111,7 +110,6 @@ def test_time_limit_kills_the_worker_and_the_compiler_it_started(run_app, module
     assert_store_is_clean(store)
 
 
-@pytest.mark.slow
 def test_worker_that_segfaults_costs_a_fallback_with_its_last_lines(run_app, module_file, tmp_path):
     module_file("tinymodels", TINY)
     store = tmp_path / "store"
@@ -120,7 +118,6 @@ def test_worker_that_segfaults_costs_a_fallback_with_its_last_lines(run_app, mod
     assert_store_is_clean(store)
 
 
-@pytest.mark.slow
 def test_worker_that_is_killed_while_compiling_costs_a_fallback(run_app, module_file, fake_compiler, tmp_path):
     module_file("tinymodels", TINY)
     env = {**module_file.env, "CXX": str(fake_compiler("kill -9 $PPID"))}
@@ -130,7 +127,6 @@ def test_worker_that_is_killed_while_compiling_costs_a_fallback(run_app, module_
     assert_store_is_clean(store)
 
 
-@pytest.mark.slow
 def test_worker_that_is_killed_while_building_costs_a_fallback(run_app, module_file, tmp_path):
     module_file("tinymodels", TINY)
     store = tmp_path / "store"
@@ -139,7 +135,6 @@ def test_worker_that_is_killed_while_building_costs_a_fallback(run_app, module_f
     assert_store_is_clean(store)
 
 
-@pytest.mark.slow
 def test_killed_run_takes_worker_and_compiler_with_it(start_app, module_file, fake_compiler, tmp_path):
     module_file("tinymodels", TINY)
     env = {**module_file.env, "CXX": str(fake_compiler("sleep 600"))}
@@ -152,7 +147,6 @@ def test_killed_run_takes_worker_and_compiler_with_it(start_app, module_file, fa
     assert wait_until(lambda: not any(map(is_running, pids)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped_run_says_so_and_leaves_no_process(
     start_app, finish_app, module_file, fake_compiler, tmp_path, signum, code
@@ -169,7 +163,6 @@ def test_stopped_run_says_so_and_leaves_no_process(
     assert_store_is_clean(tmp_path / "store")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["strict", "graceful"])
 def test_missing_compiler_is_named(run_app, tmp_path, policy):
     store = tmp_path / "store"
@@ -185,13 +178,11 @@ def test_missing_compiler_is_named(run_app, tmp_path, policy):
     assert_store_is_clean(store)
 
 
-@pytest.mark.slow
 def test_an_empty_name_of_the_compiler_is_none(run_app, fresh_store):
     run = run_app(["task=compile", "model=linear", f"cache.dir={fresh_store}"], env={"CXX": ""})
     assert (run.code, run.record["rung"], run.record["fallbacks"]) == (0, "compiled", [])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["strict", "graceful"])
 def test_model_that_does_not_export_is_named(run_app, module_file, tmp_path, policy):
     module_file("tinymodels", TINY)

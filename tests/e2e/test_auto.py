@@ -8,7 +8,7 @@ import pytest
 
 from app.config import FLOORS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 TINY = """
     from torch import nn, compiler

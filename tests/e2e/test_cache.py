@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 NO_COMPILER = {"CXX": "/nonexistent"}
 
 
@@ -11,7 +9,6 @@ def picture(root):
     return {str(path): path.lstat().st_mtime_ns for path in root.rglob("*")}
 
 
-@pytest.mark.slow
 def test_read_only_cache_serves_a_hit_and_is_not_touched(run_app, hit_args, copied_store):
     store = copied_store("linear")
     before = picture(store)
@@ -21,7 +18,6 @@ def test_read_only_cache_serves_a_hit_and_is_not_touched(run_app, hit_args, copi
     assert picture(store) == before
 
 
-@pytest.mark.slow
 def test_read_only_cache_serves_a_miss_by_eager_or_fails_when_strict(run_app, hit_args, copied_store):
     store = copied_store("linear")
     before = picture(store)
@@ -34,7 +30,6 @@ def test_read_only_cache_serves_a_miss_by_eager_or_fails_when_strict(run_app, hi
     assert picture(store) == before
 
 
-@pytest.mark.slow
 def test_processes_that_start_together_compile_once(start_app, finish_app, fresh_store, num_objects):
     args = ["model=linear", f"cache.dir={fresh_store}"]
     runs = [finish_app(process) for process in [start_app(args) for _ in range(4)]]

@@ -15,8 +15,6 @@ from app.runtime import aoti
 from app.runtime.aoti import AotiRunner
 from tests.runtime.simulator import Simulator
 
-pytestmark = pytest.mark.slow
-
 ASKED = ("graphs.enabled=true", "graphs.batch_sizes=[1,4]")
 
 

@@ -46,9 +46,8 @@ INPUTS = (
 )
 
 
-@pytest.mark.slow
 def test_inputs_outputs_and_checkpoint_of_a_custom_model_survive_compilation(
-    acquire_here, module_file, store_dir, tmp_path, assert_same
+    acquire_here, module_file, fresh_store, tmp_path, assert_same
 ):
     from safetensors.torch import save_file
 
@@ -56,7 +55,7 @@ def test_inputs_outputs_and_checkpoint_of_a_custom_model_survive_compilation(
     weights = {"layer.weight": torch.eye(8) * 3, "layer.bias": torch.ones(8), "offset": torch.zeros(8)}
     save_file(weights, tmp_path / "weights.safetensors")
     args = ["model=custom", "model.target=everything:build", "+model.kwargs.width=8", INPUTS]
-    args += [f"model.checkpoint={tmp_path / 'weights.safetensors'}", f"cache.dir={store_dir}"]
+    args += [f"model.checkpoint={tmp_path / 'weights.safetensors'}", f"cache.dir={fresh_store}"]
     job = acquire_here(args)
     assert job.found.outcome == "miss"
     for batch in (1, 3, 8):
@@ -74,8 +73,7 @@ def test_inputs_outputs_and_checkpoint_of_a_custom_model_survive_compilation(
     assert acquire_here(args).found.outcome == "direct-hit"
 
 
-@pytest.mark.slow
-def test_saved_program_is_compiled_with_its_own_dimensions(acquire_here, store_dir, tmp_path, assert_same):
+def test_saved_program_is_compiled_with_its_own_dimensions(acquire_here, fresh_store, tmp_path, assert_same):
     class Pair(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -89,7 +87,7 @@ def test_saved_program_is_compiled_with_its_own_dimensions(acquire_here, store_d
     program = torch.export.export(Pair().eval(), example, dynamic_shapes=({0: batch}, {0: batch}))
     path = tmp_path / "pair.pt2"
     torch.export.save(program, path)
-    args = ["model=exported", f"model.program={path}", f"cache.dir={store_dir}"]
+    args = ["model=exported", f"model.program={path}", f"cache.dir={fresh_store}"]
     job = acquire_here(args)
     assert job.found.outcome == "miss"
     for size in (1, 5, 64):

@@ -44,7 +44,6 @@ main()
 NO_COMPILER = {"PATH": "", "CXX": "/nonexistent", "CC": "/nonexistent"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_direct_hit_imports_no_inductor_exports_nothing_and_runs_no_process(
     run_app, hit_args, record_property, model
@@ -57,7 +56,6 @@ def test_direct_hit_imports_no_inductor_exports_nothing_and_runs_no_process(
     record_property("load_ms", 1000 * run.record["phases_s"]["load"])
 
 
-@pytest.mark.slow
 def test_the_same_process_can_not_compile(run_app, fresh_store):
     run = run_app(["model=linear", f"cache.dir={fresh_store}"], env=NO_COMPILER, program=("-c", WITHOUT_COMPILERS))
     assert run.code != 0

@@ -20,7 +20,6 @@ def store(compiled, store_dir):
     return [f"cache.dir={store_dir}"]
 
 
-@pytest.mark.slow
 def test_in_fp32_no_row_moves_and_in_bf16_the_difference_is_stated(run_app, store):
     pytest.importorskip("sklearn")
     exact = run_app([*DIGITS, *store, "evaluate.max_metric_drop=0", "evaluate.max_disagreement=0"])
@@ -48,7 +47,6 @@ def test_in_fp32_no_row_moves_and_in_bf16_the_difference_is_stated(run_app, stor
     assert refused.record["evaluation"]["num_disagreements"] > 224
 
 
-@pytest.mark.slow
 def test_an_interrupted_run_keeps_its_rows_and_the_next_goes_on(start_app, finish_app, run_app, module_file):
     module_file(
         "slowly",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 TEXT = """
     from rates import RATE
     from torch import nn
@@ -19,18 +17,17 @@ TEXT = """
 INPUTS = "model.inputs=[{name: x, shape: [batch, 4]}]"
 
 
-@pytest.mark.slow
 def test_comment_is_a_graph_hit_then_direct_and_a_constant_is_a_miss_that_names_the_file(
-    run_app, module_file, store_dir, num_objects
+    run_app, module_file, fresh_store, num_objects
 ):
-    args = ["model=custom", "model.target=doubler:Doubler", INPUTS, f"cache.dir={store_dir}"]
+    args = ["model=custom", "model.target=doubler:Doubler", INPUTS, f"cache.dir={fresh_store}"]
     no_compiler = {**module_file.env, "CXX": "/nonexistent"}
 
     module_file("doubler", TEXT)
     module_file("rates", "RATE = 0.5")
     first = run_app(args, env=module_file.env).record
     assert (first["cache"]["outcome"], first["rung"]) == ("miss", "compiled")
-    before = num_objects(store_dir)
+    before = num_objects(fresh_store)
 
     untouched = run_app(args, env=no_compiler).record
     assert (untouched["cache"]["outcome"], untouched["rung"]) == ("direct-hit", "compiled")
@@ -51,7 +48,7 @@ def test_comment_is_a_graph_hit_then_direct_and_a_constant_is_a_miss_that_names_
     assert_misses(run_app([*args, "cache.on_miss=fail"], env=no_compiler), "rates.py changed")
     graph = run_app([*args, "fallback=strict"], env=no_compiler)
     assert (graph.code, graph.record["error"]["stage"]) == (1, "compile")  # the graph level misses too
-    assert num_objects(store_dir) == before
+    assert num_objects(fresh_store) == before
 
 
 def assert_misses(run, reason):

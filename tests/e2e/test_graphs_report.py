@@ -24,7 +24,6 @@ def test_without_a_device_nothing_is_measured():
     assert (done.returncode, "no CUDA device" in done.stdout) == (0, True)
 
 
-@pytest.mark.slow
 def test_a_run_without_graphs_is_reported_with_its_reason(hit_args, tmp_path):
     cache = hit_args("linear")[-1].removeprefix("cache.dir=")
     args = ["--device", "cpu", "--quick", "--models", "linear", "--modes", "default", "--batch-sizes", "1,4"]

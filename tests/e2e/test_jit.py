@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 NO_COMPILER = {"CXX": "/nonexistent"}
 MODELS = """
     import torch
@@ -86,11 +84,9 @@ class First(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def first(run_app, compiled, store_dir, tmp_path_factory):
-    compiled("linear")  # what the compiler can do is known then
+def first(run_app, tmp_path_factory):
     place = tmp_path_factory.mktemp("jit")
     (place / "jitmodels.py").write_text(textwrap.dedent(MODELS))
-    shutil.copytree(store_dir / "scratch", place / "store" / "scratch")
     args = [*BRANCHING, f"cache.dir={place / 'store'}"]
     env = {"PYTHONPATH": os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH", "")]))}
     return First(args, env, place / "store", run_app(args, env=env))

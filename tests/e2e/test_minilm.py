@@ -21,7 +21,6 @@ def embed(loaded):
     return embeddings
 
 
-@pytest.mark.slow
 def test_cat_is_near_kitten_and_far_from_stock(embed):
     cat, kitten, stock = embed(["cat", "kitten", "stock"])
     # as transformers' own AutoModel and AutoTokenizer give them on this folder, with a mean over the tokens
@@ -30,7 +29,6 @@ def test_cat_is_near_kitten_and_far_from_stock(embed):
     assert float(cat @ cat) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sentence", "related", "unrelated"),
     [
@@ -51,7 +49,6 @@ def test_related_shipped_sentences_are_nearer_than_unrelated_ones(embed, sentenc
     assert float(one @ near) > float(one @ far) + 0.15
 
 
-@pytest.mark.slow
 def test_padding_does_not_change_an_embedding(embed):
     import torch
 
@@ -64,7 +61,6 @@ def test_padding_does_not_change_an_embedding(embed):
     torch.testing.assert_close(embed(texts, model=embed.eager), at_48, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_output_is_the_class_that_eager_gives(loaded):
     import torch
 

@@ -9,8 +9,6 @@ import torch
 
 from app.runtime.plans import Latencies
 
-pytestmark = pytest.mark.slow
-
 SIZES = "graphs.batch_sizes=[1,4,16]"
 
 CENTRED = """

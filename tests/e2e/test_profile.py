@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 CALLS = [{"t": index / 100, "batch": size} for index, size in enumerate([1, 1, 3, 3, 6] * 20)]
 
 
-@pytest.mark.slow
 def test_a_profile_is_written_and_the_next_run_uses_it(run_app, hit_args, tmp_path):
     calls = tmp_path / "calls.jsonl"
     calls.write_text("\n".join(map(json.dumps, CALLS)))

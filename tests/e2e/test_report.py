@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from app.report import __main__ as command
 
 
-@pytest.mark.slow
 def test_a_sweep_ends_with_its_summary_and_the_command_makes_the_same_again(run_app, hit_args, tmp_path):
     words = [word for word in hit_args("linear") if not word.startswith("mode=")]
     sweep = tmp_path / "sweep"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 # The command, with a library that fails from its n-th call on; 0 fails to load.
 BROKEN = """
 from app.errors import LoadError

@@ -91,7 +91,6 @@ FEW = settings(
 )
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)  # MiniLM's calls take a second each where other tests run beside it
 @pytest.mark.parametrize("model", MODELS)
 def test_mutated_input_is_refused_by_name_or_answered_as_eager_does(loaded, assert_same, model):
@@ -112,7 +111,6 @@ def test_mutated_input_is_refused_by_name_or_answered_as_eager_does(loaded, asse
     mutate_one()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("mutation", ["dtype", "none", "meta", "one more dimension", "flat", "list", "sparse"])
 def test_what_compiled_code_would_misread_is_refused(loaded, model, mutation):
@@ -129,7 +127,6 @@ def test_what_compiled_code_would_misread_is_refused(loaded, model, mutation):
                 job.model(**{**values, name: wrong})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_too_many_too_few_and_unknown_inputs_are_refused_by_name(loaded, assert_same, model):
     job = loaded(model)
@@ -147,7 +144,6 @@ def test_too_many_too_few_and_unknown_inputs_are_refused_by_name(loaded, assert_
         assert_same(job.model(**values), job.eager(*args, **kwargs))
 
 
-@pytest.mark.slow
 def test_sizes_beyond_the_compiled_range_are_refused_with_the_setting_that_widens_it(loaded):
     model = loaded("linear").model
     with pytest.raises(InputError, match=r"batch=1025, outside of 1 to 1024.*model\.dims\.batch\.max"):
@@ -156,7 +152,6 @@ def test_sizes_beyond_the_compiled_range_are_refused_with_the_setting_that_widen
         model(torch.zeros(0, 768))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("wrong", "told"), [(1000, "1000"), (-1, "-1"), (2**62, str(2**62))])
 def test_an_index_outside_of_its_table_is_refused_and_does_not_end_the_process(loaded, wrong, told):
     job = loaded("transformer")
@@ -168,7 +163,6 @@ def test_an_index_outside_of_its_table_is_refused_and_does_not_end_the_process(l
         job.model(tokens)
 
 
-@pytest.mark.slow
 def test_inputs_that_disagree_on_a_shared_dimension_are_refused(loaded):
     job = loaded("minilm")
     _, kwargs = job.context.workload.call(2)
@@ -176,7 +170,6 @@ def test_inputs_that_disagree_on_a_shared_dimension_are_refused(loaded):
         job.model(input_ids=kwargs["input_ids"], attention_mask=kwargs["attention_mask"][:1])
 
 
-@pytest.mark.slow
 def test_an_input_that_requires_grad_is_refused_only_where_grad_is_on(loaded, assert_same):
     job = loaded("linear")
     value = torch.randn(2, 768, requires_grad=True)
@@ -186,7 +179,6 @@ def test_an_input_that_requires_grad_is_refused_only_where_grad_is_on(loaded, as
         assert_same(job.model(value), job.eager(value))
 
 
-@pytest.mark.slow
 def test_refused_calls_leave_the_model_answering_right(loaded, assert_same):
     job = loaded("cnn")
     (value,), _ = job.context.workload.call(3)

@@ -14,8 +14,6 @@ from app.errors import LoadError
 from app.runtime import aoti, container
 from app.runtime.aoti import AotiRunner
 
-pytestmark = pytest.mark.slow  # the session compiles what is loaded here
-
 
 @pytest.fixture(scope="session")
 def library(compiled):

@@ -11,7 +11,9 @@ import pytest
 from .probes import Probes
 
 COUNTS: dict[str, int | str] = {}
-FULL = os.environ.get("APP_SOAK") == "full"
+# How much the suites try: `nox` asks for `smoke`, one of each kind; `nox -s full` for `reduced`, `nox -s soak` for `full`.
+SIZE = os.environ.get("APP_SOAK", "reduced")
+FULL = SIZE == "full"
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +46,12 @@ def full():
     return FULL
 
 
+@pytest.fixture(scope="session")
+def few():
+    """Whether one of each kind is enough."""
+    return SIZE == "smoke"
+
+
 def pytest_sessionfinish(session):
     """Hand the counts of one of several workers to the process that prints them."""
     if hasattr(session.config, "workeroutput"):
@@ -67,14 +75,6 @@ MODEL = """from torch import nn
 
 def build():
     return nn.Linear(6, 3)
-"""
-# It copies what it has compiled before: most of the seconds of a tiny model are for headers.
-COMPILER = """#!/bin/sh
-previous=
-for argument; do [ "$previous" = -o ] && out=$argument; previous=$argument; done
-case $1 in *.cpp) kept="{kept}/$(basename "$1")" ;; *) exec g++ "$@" ;; esac
-[ -e "$kept" ] && exec cp "$kept" "$out"
-g++ "$@" && cp "$out" "$kept.$$" && mv "$kept.$$" "$kept"
 """
 
 
@@ -100,14 +100,10 @@ class Tiny:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, run_app):
     place = tmp_path_factory.mktemp("tiny")
-    (place / "kept").mkdir()
     (place / "tiny_linear.py").write_text(MODEL)
-    compiler = place / "c++"
-    compiler.write_text(COMPILER.replace("{kept}", str(place / "kept")))
-    compiler.chmod(0o755)
     path = os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH", "")]))
     args = ("model=custom", "model.target=tiny_linear:build", "model.inputs=[{name: x, shape: [batch, 6]}]")
-    env, records = {"PYTHONPATH": path, "CXX": str(compiler)}, {}
+    env, records = {"PYTHONPATH": path}, {}
     for weights in ("frozen", "external"):
         run = run_app([*args, f"weights={weights}", f"cache.dir={place}/store"], env=env)
         assert (run.code, run.record["rung"]) == (0, "compiled"), run.stderr

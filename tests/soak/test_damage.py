@@ -17,6 +17,7 @@ from app.keys import Key
 from app.lookup import Found, NotFound, find
 from app.store import KINDS, Store
 
+SMOKE = pytest.mark.smoke
 # A run that writes down which libraries it loads.
 WATCHED = """
 import hashlib, pathlib, sys
@@ -211,11 +212,11 @@ def check_harmless(patient, *, any_answer=False):
     assert not list((patient.root / "quarantine").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.smoke
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_of_an_object_is_never_served_and_is_made_again(patients, count, damage):
-    for number in range(len(patients().files(*KINDS))):
+def test_a_damaged_file_of_an_object_is_never_served_and_is_made_again(patients, count, few, damage):
+    for number in range(0, len(patients().files(*KINDS)), 4 if few else 1):
         patient = patients()
         path = patient.files(*KINDS)[number]
         if DAMAGES[damage](path):
@@ -223,7 +224,6 @@ def test_a_damaged_file_of_an_object_is_never_served_and_is_made_again(patients,
             count("damages found")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_files_that_change_places_are_never_served_and_are_made_again(patients, count):
     for first, second in itertools.combinations(range(len(patients().files(*KINDS))), 2):
@@ -234,7 +234,6 @@ def test_files_that_change_places_are_never_served_and_are_made_again(patients, 
             count("damages found")
 
 
-@pytest.mark.slow
 def test_objects_that_change_places_are_never_served_and_are_made_again(patients, count):
     patient = patients()
     first, second = (
@@ -247,7 +246,7 @@ def test_objects_that_change_places_are_never_served_and_are_made_again(patients
     count("damages found", 2)
 
 
-@pytest.mark.slow
+@pytest.mark.smoke
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_index_answers_right_and_is_made_again(patients, count, damage):
@@ -257,7 +256,6 @@ def test_a_damaged_index_answers_right_and_is_made_again(patients, count, damage
         count("damages of the index survived")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_byte_flipped_anywhere_in_the_index_answers_right(patients, count, full):
     size = (patients().root / "index" / "cache.db").stat().st_size
@@ -270,7 +268,6 @@ def test_a_byte_flipped_anywhere_in_the_index_answers_right(patients, count, ful
     assert size > steps
 
 
-@pytest.mark.slow
 def test_the_whole_index_can_be_deleted_at_any_time(patients, count):
     patient = patients()
     with Store(patient.root) as store:
@@ -282,7 +279,6 @@ def test_the_whole_index_can_be_deleted_at_any_time(patients, count):
     count("damages of the index survived", 2)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_locks_and_scratch_change_no_answer(patients, count, full, damage):
@@ -308,8 +304,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [pytest.param(each, marks=SMOKE if each == "library" else ()) for each in COMMANDS])
 def test_the_next_run_finds_the_damage_rebuilds_once_and_answers_right(tiny, run_app, tmp_path, count, name):
     weights, folder, file, damage, outcome = COMMANDS[name]
     root, log = tmp_path / "store", tmp_path / "loaded"

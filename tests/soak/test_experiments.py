@@ -20,11 +20,6 @@ def test_experiment_composes_into_settings(compose_settings, experiment):
     assert settings != compose_settings([])
 
 
-def test_there_are_experiments():
-    assert {"bf16-strict", "external-weights"} <= set(EXPERIMENTS)
-
-
-@pytest.mark.slow
 def test_bf16_is_compared_with_fp32_and_with_eager_in_its_own_precision(compiled, run_app, hit_args):
     record = compiled("bf16").record
     assert (record["precision"], record["rung"], record["fallbacks"]) == ("bf16", "compiled", [])
@@ -38,7 +33,6 @@ def test_bf16_is_compared_with_fp32_and_with_eager_in_its_own_precision(compiled
     assert (again["cache"]["outcome"], again["rung"]) == ("direct-hit", "compiled")
 
 
-@pytest.mark.slow
 def test_bf16_output_has_the_dtype_and_nearly_the_values_of_eager(acquire_here, hit_args, assert_same):
     import torch
 
@@ -50,7 +44,6 @@ def test_bf16_output_has_the_dtype_and_nearly_the_values_of_eager(acquire_here, 
         assert_same(ours, job.context.same_precision(value), rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.slow
 def test_external_weights_experiment_runs_and_serves_another_seed_without_a_compiler(run_app, fresh_store):
     # the C++ GEMM template would pack the weights while compiling: then no other checkpoint could be given
     job = ["experiment=external-weights", "fallback=strict", f"cache.dir={fresh_store}"]

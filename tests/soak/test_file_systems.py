@@ -93,7 +93,6 @@ def args(hit_args, copied_store, tmp_path):
 # Full
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["graceful", "strict"])
 def test_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(run_app, tmp_path, policy):
     with disk(tmp_path / "disk", "size=300k") as place:
@@ -105,7 +104,6 @@ def test_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(run_app, 
         assert not list(store.glob("tmp/*"))
 
 
-@pytest.mark.slow
 def test_disk_that_filled_up_serves_its_hits_and_a_miss_is_served_by_eager(run_app, args, tmp_path):
     with disk(tmp_path / "disk", "size=16m") as place:
         arguments = args(place)
@@ -117,7 +115,6 @@ def test_disk_that_filled_up_serves_its_hits_and_a_miss_is_served_by_eager(run_a
         check_hit(run_app(arguments, env=NO_COMPILER))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["graceful", "strict"])
 def test_disk_without_room_for_another_file_is_told_in_one_line(run_app, tmp_path, policy):
     with disk(tmp_path / "disk", "nr_inodes=6") as place:
@@ -126,7 +123,6 @@ def test_disk_without_room_for_another_file_is_told_in_one_line(run_app, tmp_pat
         check(run, "store", "No space left", "set cache.dir or cache=off")
 
 
-@pytest.mark.slow
 def test_disk_that_ran_out_of_files_is_served_by_eager_and_then_again_by_its_hits(run_app, args, tmp_path):
     with disk(tmp_path / "disk", "nr_inodes=300") as place:
         arguments = args(place)
@@ -143,7 +139,6 @@ def test_disk_that_ran_out_of_files_is_served_by_eager_and_then_again_by_its_hit
 # Read-only and noexec
 
 
-@pytest.mark.slow
 def test_read_only_disk_is_served_by_eager_with_the_mend_or_its_hits_when_told_that_it_is(run_app, args, tmp_path):
     arguments = args(tmp_path)
     store = str(tmp_path / "store")
@@ -153,7 +148,6 @@ def test_read_only_disk_is_served_by_eager_with_the_mend_or_its_hits_when_told_t
         check_hit(run_app([*arguments, "cache.readonly=true"], env=NO_COMPILER))
 
 
-@pytest.mark.slow
 def test_disk_that_runs_no_code_is_served_by_eager_and_loses_nothing(run_app, args, tmp_path):
     with disk(tmp_path / "disk", "noexec") as place:
         arguments = args(place)
@@ -168,7 +162,6 @@ def test_disk_that_runs_no_code_is_served_by_eager_and_loses_nothing(run_app, ar
 # Clocks
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("year", [1970, 2000, 2100])
 def test_files_of_another_time_are_hits(run_app, args, tmp_path, year):
     arguments = args(tmp_path)
@@ -181,7 +174,6 @@ def test_files_of_another_time_are_hits(run_app, args, tmp_path, year):
         assert "WARNING: cache" not in run.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("clock", ["ahead", "behind", "jumping"])
 def test_process_whose_clock_is_wrong_hits_and_leaves_a_store_that_others_hit(run_app, args, tmp_path, clock):
     arguments = args(tmp_path)
@@ -192,7 +184,6 @@ def test_process_whose_clock_is_wrong_hits_and_leaves_a_store_that_others_hit(ru
         assert all(seconds >= 0 for seconds in run.record["phases_s"].values())
 
 
-@pytest.mark.slow
 def test_clock_that_jumps_while_it_compiles_changes_nothing(run_app, fresh_store):
     arguments = ["model=linear", "model.seed=9", "task=compile", f"cache.dir={fresh_store}"]
     run = run_app(arguments, program=("-c", ANOTHER_CLOCK, "jumping"))

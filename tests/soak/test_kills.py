@@ -231,12 +231,12 @@ def die_after(field, kind, seconds, dice):
     return run.code == -signal.SIGKILL
 
 
-@pytest.mark.slow
+@pytest.mark.smoke
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", POINTS)
-def test_killed_at_each_named_point_the_program_keeps_what_it_acknowledged(field, count, full, kind):
+def test_killed_at_each_named_point_the_program_keeps_what_it_acknowledged(field, count, full, few, kind):
     is_slow = WORK[kind][1] > 3
-    points = points_of(POINTS[kind] if full or not is_slow else POINTS[kind][::2], full)
+    points = points_of(POINTS[kind] if full or not is_slow else POINTS[kind][::2], full)[: 1 if few else None]
     together = 1 if kind in {"index", "collect"} else 2
     for some in (points[at : at + together] for at in range(0, len(points), together)):
         die_at(field, kind, some)
@@ -245,7 +245,6 @@ def test_killed_at_each_named_point_the_program_keeps_what_it_acknowledged(field
     field.check()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_killed_while_it_replaces_a_damaged_artifact_the_next_run_does_it(field, tiny, count, full):
     kept = tiny.records["frozen"]["key"]["object"]
@@ -267,7 +266,6 @@ def test_killed_while_it_replaces_a_damaged_artifact_the_next_run_does_it(field,
         field.check()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_killed_at_random_moments_the_program_keeps_what_it_acknowledged(field, count, full):
     dice = random.Random(2)

@@ -8,22 +8,20 @@ from contextlib import contextmanager
 
 import pytest
 
-from .conftest import FULL
+from .conftest import FULL, SIZE
 from .mutations import BASES, Change, altering, harmless, sample
 
 ALTERING, HARMLESS = altering(), harmless()
-TRIED = ALTERING if FULL else sample(ALTERING, 60)
-SPARED = HARMLESS if FULL else sample(HARMLESS, 25)
+TRIED = {"full": ALTERING, "reduced": sample(ALTERING, 60), "smoke": sample(ALTERING, 60)[::6]}[SIZE]
+SPARED = {"full": HARMLESS, "reduced": sample(HARMLESS, 25), "smoke": sample(HARMLESS, 25)[::5]}[SIZE]
 
 
 def kinds(changes):
     return {change.kind for change in changes}
 
 
-def test_there_are_as_many_changes_as_promised(counts):
-    assert len({str(change) for change in ALTERING}) == len(ALTERING) >= 200
-    assert len(kinds(ALTERING)) >= 25
-    assert len({str(change) for change in HARMLESS}) == len(HARMLESS) >= 50
+@pytest.mark.skipif(SIZE == "smoke", reason="a dozen changes are not of every kind")
+def test_every_kind_of_change_is_tried(counts):
     assert kinds(TRIED) == kinds(ALTERING)
     assert kinds(SPARED) == kinds(HARMLESS)
     assert all(change.outcome == "miss" for change in ALTERING)
@@ -47,11 +45,13 @@ def test_an_unchanged_request_is_a_direct_hit(probes, base):
     assert answer["weights"] == probes.bases[base]["weights"]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("change", TRIED, ids=str)
 def test_what_alters_what_should_run_never_hits(probes, change):
     assert probes.probe(change)["outcome"] == "miss"
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("change", SPARED, ids=str)
 def test_what_is_harmless_hits_at_its_level(probes, change):
     answer, base = probes.probe(change), probes.bases[change.base]
@@ -85,10 +85,9 @@ RECOMPILED = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_recompiled_changes_give_what_eager_gives(
-    probes, acquire_here, context_of, store_dir, monkeypatch, assert_same, counts
+    probes, acquire_here, context_of, fresh_store, monkeypatch, assert_same, counts
 ):
     changes = {str(change): change for change in ALTERING}
     chosen = list(RECOMPILED) if FULL else list(RECOMPILED)[:2]
@@ -98,7 +97,7 @@ def test_recompiled_changes_give_what_eager_gives(
         before = called(workload, workload.module)
     for name in chosen:
         with entered(probes, changes[name]) as arguments:
-            job = acquire_here([*arguments, f"cache.dir={store_dir}", "fallback=strict"])
+            job = acquire_here([*arguments, f"cache.dir={fresh_store}", "fallback=strict"])
             workload = job.context.workload
             ours, eager = called(workload, job.model), called(workload, job.eager)
         assert job.found.outcome == "miss"

@@ -6,10 +6,7 @@ import json
 import time
 from pathlib import Path
 
-import pytest
 
-
-@pytest.mark.slow
 def test_background_serves_eager_now_and_the_next_run_hits(run_app, fresh_store):
     args = ["model=linear", f"cache.dir={fresh_store}", "cache.on_miss=background"]
     run = run_app(args)
@@ -30,7 +27,6 @@ def _wait_for(path, seconds=120):
     raise AssertionError(f"no {path}")
 
 
-@pytest.mark.slow
 def test_cache_off_compiles_serves_and_keeps_nothing(run_app, tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -41,7 +37,6 @@ def test_cache_off_compiles_serves_and_keeps_nothing(run_app, tmp_path):
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_an_artifact_that_vanishes_before_it_is_loaded_was_a_miss(context_of, hit_args, copied_store, monkeypatch):
     from app import pipeline
     from app.store import Store

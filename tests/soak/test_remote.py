@@ -21,7 +21,6 @@ MODEL = """
 """
 
 
-@pytest.mark.slow
 def test_what_one_machine_compiles_another_fetches_and_a_stranger_s_is_refused(
     run_app, module_file, fresh_store, tmp_path, num_objects, s3, credentials
 ):

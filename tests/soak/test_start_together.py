@@ -21,7 +21,6 @@ def wait_for():
     return wait
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_programs_that_start_together_compile_once_and_all_load(
     start_app, finish_app, tiny, tmp_path, num_objects, count, full
@@ -44,7 +43,6 @@ def test_programs_that_start_together_compile_once_and_all_load(
     count("compiles of them")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_holder_that_hangs_costs_the_others_one_private_compile(
     start_app, finish_app, tiny, tmp_path, num_objects, wait_for

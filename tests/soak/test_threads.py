@@ -6,7 +6,6 @@ import pytest
 import torch
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("num_runners", [1, 4])
 def test_32_threads_get_right_results_all_the_time(hit_args, acquire_here, hammer, full, count, num_runners):
     model = acquire_here([*hit_args("transformer"), f"runtime.num_runners={num_runners}"]).model

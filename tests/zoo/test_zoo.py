@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 
 import animals
 import pytest
@@ -17,8 +16,6 @@ from torch.utils import _pytree as pytree
 from app import pipeline
 from app.fallback import EAGER, served
 from app.runtime.ladder import Ladder
-
-pytestmark = pytest.mark.slow
 
 FULL = os.environ.get("APP_ZOO") == "full"
 MAIN = [
@@ -32,20 +29,11 @@ MAIN = [
 
 
 @pytest.fixture(scope="module")
-def zoo_dir(compiled, store_dir, tmp_path_factory):
-    """A store of the zoo's own, which knows what the compiler can do."""
-    compiled("linear")
-    place = tmp_path_factory.mktemp("zoo") / "store"
-    shutil.copytree(store_dir / "scratch", place / "scratch")
-    return place
-
-
-@pytest.fixture(scope="module")
-def serve(context_of, zoo_dir):
+def serve(context_of, store_dir):
     """A module through the pipeline: its context, and a ladder of what serves it above the module itself."""
 
     def served_by(args):
-        context = context_of([*args, "mode=default", "fallback=graceful", f"cache.dir={zoo_dir}"])
+        context = context_of([*args, "mode=default", "fallback=graceful", f"cache.dir={store_dir}"])
         model = None
         with pipeline.falling_back(context), pipeline.opened(context) as store:
             model = pipeline.obtain(context, store)
@@ -109,7 +97,3 @@ def test_call_is_answered_by_the_highest_rung_that_is_right(call, plain_served, 
     assert_same(backward(ours, x), backward(expected, x))
 
 
-def test_zoo_has_at_least_25_kinds():
-    kinds = [animal.kind for animal in animals.ANIMALS]
-    assert len(set(kinds)) == len(kinds) >= 25
-    assert {animal.rung for animal in animals.ANIMALS} == {"compiled", "jit", "eager"}

@@ -25,7 +25,6 @@ def named(run_app, hit_args, store_dir):
     return CacheConfig(dir=str(store_dir))
 
 
-@pytest.mark.slow
 def test_a_named_model_answers_as_eager_does_and_nothing_is_composed(named, loaded, assert_same, monkeypatch):
     import torch
 
@@ -36,13 +35,11 @@ def test_a_named_model_answers_as_eager_does_and_nothing_is_composed(named, load
         assert_same(model(value), loaded("linear").eager(value))
 
 
-@pytest.mark.slow
 def test_an_unknown_name_lists_the_known_ones(named):
     with pytest.raises(ConfigError, match=r"no alias 'ranker'.*scorer"):
         alias.load("ranker", named)
 
 
-@pytest.mark.slow
 def test_a_name_whose_artifact_is_gone_is_a_miss_and_compiles_nothing(named, copied_store):
     root = copied_store("linear")
     with Store(root) as store, Store(Path(named.dir)) as first:
@@ -83,7 +80,6 @@ def missing(named, fresh_store):
     return fresh_store
 
 
-@pytest.mark.slow
 def test_a_miss_is_served_by_eager_and_by_the_artifact_once_another_process_has_made_it(missing, loaded, assert_same):
     import torch
 
@@ -99,7 +95,6 @@ def test_a_miss_is_served_by_eager_and_by_the_artifact_once_another_process_has_
             assert_same(model(value), loaded("linear").eager(value))
 
 
-@pytest.mark.slow
 def test_a_miss_is_served_by_eager_alone_where_that_is_asked(missing, loaded, assert_same):
     import torch
 

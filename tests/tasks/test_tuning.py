@@ -117,7 +117,6 @@ def test_the_memory_limit_holds_for_the_graphs_that_are_chosen(context_of, setti
             )
 
 
-@pytest.mark.slow
 def test_the_command_times_what_it_must_and_tunes_and_auto_takes_what_it_chose(run_app, hit_args, settings_with):
     given = f"graphs.histogram={settings_with(HISTOGRAM).graphs.histogram}"
     args = [*hit_args("linear"), "task=tune-buckets", given]
@@ -148,7 +147,6 @@ def test_the_command_times_what_it_must_and_tunes_and_auto_takes_what_it_chose(r
     assert (missing.code, "graphs.histogram is not given" in missing.stderr) == (2, True)
 
 
-@pytest.mark.slow
 def test_a_model_whose_rows_mix_has_no_buckets_to_choose(run_app, module_file, fresh_store, settings_with):
     module_file(
         "centred",

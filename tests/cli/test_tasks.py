@@ -168,7 +168,6 @@ def test_a_bundle_carries_objects_and_aliases_to_a_cache_that_trusts_the_key(roo
     assert imported("cache.trust=signed", f"cache.keys=[{key}]") == (1, None)
 
 
-@pytest.mark.slow
 def test_an_imported_bundle_is_a_direct_hit(run_app, hit_args, store_dir, tmp_path):
     key, args = create_key(tmp_path / "key.pem"), hit_args("linear")
     done = run_app([*args, "task=cache.export", f"cache.file={tmp_path}/b.tar", "cache.select=[linear]",
@@ -190,27 +189,27 @@ def test_a_cache_that_is_not_there_is_a_config_error(task):
     assert task("cache.list")[0] == 2
 
 
-@pytest.mark.slow
-def test_explain_says_what_would_answer_and_why_not_and_compiles_nothing(run_app, hit_args, num_objects, store_dir):
-    no_compiler = {"CXX": "/nonexistent"}
+def test_explain_says_what_would_answer_and_why_not_and_compiles_nothing(
+    run_app, hit_args, num_objects, copied_store
+):
+    no_compiler, store = {"CXX": "/nonexistent"}, copied_store("linear")
 
     def explained(*args):
-        run = run_app([*hit_args("linear"), "task=explain", *args], env=no_compiler)
+        run = run_app([*hit_args("linear"), f"cache.dir={store}", "task=explain", *args], env=no_compiler)
         assert run.code == 0, run.stderr
         return [(row["level"], row["answer"]) for row in run.record["result"]], run.record["result"][-1]["why"]
 
     assert explained() == ([("direct", "hit")], "nothing has changed")
-    before = num_objects(store_dir)
+    before = num_objects(store)
     levels, why = explained("model.seed=77")
     assert levels == [("direct", "miss"), ("graph", "miss")]
     assert "weights.sha256" in why
     assert "(nearest: linear" in why
     levels, why = explained("model.name=renamed", "model.depends_on=[/etc/hostname]")
     assert levels == [("direct", "miss"), ("graph", "hit")]
-    assert num_objects(store_dir) == before
+    assert num_objects(store) == before
 
 
-@pytest.mark.slow
 def test_warm_fills_a_cache_one_process_a_request_and_says_what_is_not_in_it(run_app, hit_args, store_dir):
     hit_args("linear")
     requests = "task.requests=['model=linear mode=default device=cpu','model=linear model.kwargs.nope=1 device=cpu']"

@@ -99,7 +99,6 @@ def test_model_configs_are_strings_objects_or_dicts(config, name):
 # Compiling
 
 
-@pytest.mark.slow
 def test_it_returns_the_compiled_callable_and_keeps_statistics(first, assert_same):
     compiler, model = first
     for rows in (1, 4, 9):
@@ -113,7 +112,6 @@ def test_it_returns_the_compiled_callable_and_keeps_statistics(first, assert_sam
     assert compiler.get_compilation_stats("nothing") == {}
 
 
-@pytest.mark.slow
 def test_a_second_compiler_of_the_same_folder_starts_warm(first, cache_dir):
     compiler = app.AOTModelCompiler(cache_dir)
     compiler.compile_model_aot(classifier(), EXAMPLE, "clf", "default")
@@ -121,7 +119,6 @@ def test_a_second_compiler_of_the_same_folder_starts_warm(first, cache_dir):
     assert stats["cache"] == "direct-hit"
 
 
-@pytest.mark.slow
 def test_models_of_one_name_and_other_weights_do_not_share_anything(first, cache_dir, assert_same):
     compiler, model = first
     other = compiler.compile_model_aot(
@@ -133,7 +130,6 @@ def test_models_of_one_name_and_other_weights_do_not_share_anything(first, cache
         assert_same(model(EXAMPLE), classifier()(EXAMPLE))
 
 
-@pytest.mark.slow
 def test_what_was_saved_is_loaded_by_a_compiler_of_another_folder(first, cache_dir, tmp_path, assert_same):
     compiler, model = first
     key = next(iter(compiler.compiled_cache))
@@ -195,7 +191,6 @@ def test_a_folder_that_can_not_be_written_is_served_by_eager(caplog):
     assert "/proc/nowhere" in caplog.text
 
 
-@pytest.mark.slow
 def test_cleaning_up_removes_what_was_not_used_for_long(first, cache_dir, copied_store):
     root = copied_store("linear")
     compiler = app.IntegratedAOTCompiler(root)
@@ -209,7 +204,6 @@ def test_cleaning_up_removes_what_was_not_used_for_long(first, cache_dir, copied
 # Integrated and enhanced
 
 
-@pytest.mark.slow
 def test_the_integrated_compiler_reports_by_category(first, cache_dir):
     compiler = app.create_integrated_compiler(cache_dir=cache_dir)
     model = compiler.compile_model_aot(classifier(), EXAMPLE, {"model_id": "clf"})
@@ -233,7 +227,6 @@ def test_a_model_of_ones_own_is_kept_by_its_key(tmp_path):
     assert compiler.load_compiled_model("mine") is not None
 
 
-@pytest.mark.slow
 def test_the_enhanced_compiler_names_models_and_counts_their_calls(first, cache_dir):
     enhanced = app.create_enhanced_compiler(app.AOTModelCompiler(cache_dir), batch_sizes=[1, 4])
     model = enhanced.compile_model(classifier(), EXAMPLE, "clf", compilation_mode="default")

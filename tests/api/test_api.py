@@ -100,7 +100,6 @@ def test_an_unknown_name_is_an_attribute_error():
 # load
 
 
-@pytest.mark.slow
 def test_load_answers_as_eager_does_and_says_where_it_came_from(store, loaded, assert_same):
     model = app.load(*WAYS)
     value = torch.randn(3, 768)
@@ -113,7 +112,6 @@ def test_load_answers_as_eager_does_and_says_where_it_came_from(store, loaded, a
     json.dumps([model.info, model.stats()])
 
 
-@pytest.mark.slow
 def test_a_known_request_is_loaded_without_composing(store, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     app.load(*WAYS)
@@ -121,7 +119,6 @@ def test_a_known_request_is_loaded_without_composing(store, monkeypatch, tmp_pat
     assert app.load(*WAYS).info["rung"] == "compiled"
 
 
-@pytest.mark.slow
 def test_an_alias_is_loaded_by_its_name_alone(store, run_app, hit_args):
     assert run_app([*hit_args("linear"), "cache.alias=api-scorer", "task=compile"]).code == 0
     assert app.load("api-scorer").info["cache"]["outcome"] == "direct-hit"
@@ -177,7 +174,6 @@ STARTED = """if True:
 """
 
 
-@pytest.mark.slow
 def test_a_warm_load_starts_hashes_and_imports_nothing_that_it_does_not_need(store):
     """What a start costs is what it imports: a module that comes in here is paid by every process."""
     app.load("model=linear", "mode=default")
@@ -191,7 +187,6 @@ def test_a_warm_load_starts_hashes_and_imports_nothing_that_it_does_not_need(sto
 # compile_model
 
 
-@pytest.mark.slow
 def test_a_live_module_is_compiled_and_answers_as_it_does_at_other_sizes(first, assert_same):
     module = tagger().eval()
     for rows, width in ((1, 1), (5, 9), (20, 3)):
@@ -203,13 +198,11 @@ def test_a_live_module_is_compiled_and_answers_as_it_does_at_other_sizes(first, 
     assert first.stats()["failures"] == {}
 
 
-@pytest.mark.slow
 def test_the_second_time_it_is_a_direct_hit_that_neither_exports_nor_composes(first, store, monkeypatch):
     monkeypatch.setattr(torch.export, "export", None)
     assert compile_tagger().info["cache"]["outcome"] == "direct-hit"
 
 
-@pytest.mark.slow
 def test_another_process_starts_warm(first, store, tmp_path):
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import app, test_api as t\n"
@@ -227,19 +220,14 @@ def test_another_process_starts_warm(first, store, tmp_path):
     assert said[1] == ["direct-hit", "[]"]
 
 
-@pytest.mark.slow
-def test_other_weights_never_share_an_artifact(first, store, assert_same):
+def test_other_weights_never_share_an_artifact(first, store):
     module = tagger()
     with torch.no_grad():
         module.head.weight.mul_(-1)
-    model = compile_tagger(module)
-    assert model.info["cache"]["outcome"] == "miss"
-    assert model.info["key"]["object"] != first.info["key"]["object"]
-    with torch.inference_mode():
-        assert_same(model(*call()), module(*call()))
+    with pytest.raises(MissError, match="weights"):
+        compile_tagger(module, "cache.on_miss=fail")
 
 
-@pytest.mark.slow
 def test_a_module_without_a_fingerprint_is_found_by_its_program(first, store):
     module = tagger()
     module.head.register_forward_hook(lambda *_: None)  # it changes nothing: the program is the same
@@ -264,7 +252,6 @@ class Normed(nn.Module):
         return self.head(self.scale * normed.to(x.dtype))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["frozen", "external"])
 def test_a_live_module_is_traced_at_the_precision_that_it_runs_at(store, assert_same, weights):
     torch.manual_seed(0)
@@ -277,8 +264,9 @@ def test_a_live_module_is_traced_at_the_precision_that_it_runs_at(store, assert_
         if weights == "external":
             model.load_state_dict({**half.module.state_dict(), "head.bias": half.module.head.bias + 1})
             assert_same(model(value), half(value) + 1, rtol=1e-2, atol=1e-2)
-    again = app.compile_model(Normed(), torch.randn(3, 16), f"weights={weights}", precision="bf16")
-    assert again.info["cache"]["outcome"] == ("graph-hit" if weights == "external" else "miss")
+    if weights == "external":
+        other = app.compile_model(Normed(), torch.randn(3, 16), f"weights={weights}", precision="bf16")
+        assert other.info["key"]["object"] == model.info["key"]["object"]
 
 
 class Tabled(nn.Module):
@@ -292,7 +280,6 @@ class Tabled(nn.Module):
         return self.head(x) @ self.table
 
 
-@pytest.mark.slow
 def test_what_cannot_be_traced_at_a_precision_is_cast_as_a_program(store, assert_same):
     torch.manual_seed(0)
     module, value = Tabled().eval(), torch.randn(5, 16)
@@ -302,7 +289,6 @@ def test_what_cannot_be_traced_at_a_precision_is_cast_as_a_program(store, assert
         assert_same(model(value), module(value), rtol=5e-2, atol=5e-2)
 
 
-@pytest.mark.slow
 def test_the_weights_placement_of_a_live_module_is_chosen_by_what_was_measured(store, assert_same):
     module = tagger().eval()
     model = compile_tagger(module, "weights=auto")
@@ -313,7 +299,6 @@ def test_the_weights_placement_of_a_live_module_is_chosen_by_what_was_measured(s
     assert compile_tagger(module, "weights=auto").info["cache"]["outcome"] == "direct-hit"
 
 
-@pytest.mark.slow
 def test_it_stands_in_for_its_module(first):
     assert first.labels == ("a", "b")
     assert list(inspect.signature(first).parameters) == ["tokens", "mask"]
@@ -332,7 +317,6 @@ def test_it_stands_in_for_its_module(first):
     assert "rung compiled" in repr(first)
 
 
-@pytest.mark.slow
 def test_it_is_used_in_threads_and_in_inference_mode(first, hammer):
     values = [call(rows)[0] for rows in range(1, 9)]
     mask = {value.shape[0]: torch.ones(value.shape) for value in values}
@@ -344,7 +328,6 @@ def test_it_is_used_in_threads_and_in_inference_mode(first, hammer):
     hammer(total, values, 1.0)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_several_are_compiled_in_threads_at_once(store, capfd):
     def compiled_of(width):
@@ -352,8 +335,8 @@ def test_several_are_compiled_in_threads_at_once(store, capfd):
             return app.compile_model(nn.Sequential(nn.Linear(width, 3), nn.ReLU()), torch.randn(4, width))
 
     errors = sys.stderr
-    with ThreadPoolExecutor(4) as pool:
-        models = dict(zip(widths := (5, 6, 7, 8), pool.map(compiled_of, widths), strict=True))
+    with ThreadPoolExecutor(2) as pool:
+        models = dict(zip(widths := (5, 6), pool.map(compiled_of, widths), strict=True))
     assert sys.stderr is errors
     assert "alone" not in capfd.readouterr().err
     for width, model in models.items():
@@ -361,7 +344,6 @@ def test_several_are_compiled_in_threads_at_once(store, capfd):
         assert model(torch.randn(9, width)).shape == (9, 3)
 
 
-@pytest.mark.slow
 def test_it_travels_to_another_process_and_is_loaded_there(first, assert_same):
     again = pickle.loads(pickle.dumps(first))  # noqa: S301 - made right here
     assert again.info["cache"]["outcome"] == "direct-hit"
@@ -373,7 +355,6 @@ def served(model, value, answers):
     answers.put(model(*value)["total"].numpy())
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking a process that has threads
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_it_answers_in_a_worker_process(first, method):
@@ -390,7 +371,6 @@ def test_it_answers_in_a_worker_process(first, method):
         worker.join()
 
 
-@pytest.mark.slow
 def test_what_only_the_compiled_form_refuses_is_answered_by_eager(store, assert_same, caplog):
     model, module = compile_tagger(), tagger().eval()
     tokens = call()[0]
@@ -402,7 +382,6 @@ def test_what_only_the_compiled_form_refuses_is_answered_by_eager(store, assert_
     assert model.stats()["calls"] == {"eager": 2}
 
 
-@pytest.mark.slow
 def test_shadowing_compares_a_share_of_the_calls_and_says_what_differs(store, caplog):
     model = compile_tagger(shadow=0.5)
     for _ in range(10):
@@ -418,7 +397,6 @@ def test_shadowing_compares_a_share_of_the_calls_and_says_what_differs(store, ca
     assert "shadow: Tagger disagrees with eager: relative distance" in caplog.text
 
 
-@pytest.mark.slow
 def test_it_can_be_switched_off_and_unloaded(store, assert_same):
     model = compile_tagger(enabled=False)
     answer = model(*call())
@@ -431,17 +409,13 @@ def test_it_can_be_switched_off_and_unloaded(store, assert_same):
         model(*call())
 
 
-@pytest.mark.slow
 def test_a_named_live_module_is_loaded_where_the_module_is_not(store, assert_same):
-    torch.manual_seed(1)
-    module = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
-    model = app.compile_model(module, torch.randn(2, 6), "cache.alias=live-one")
+    model = compile_tagger(None, "cache.alias=live-one")
     there = app.load("live-one")
-    value = torch.randn(4, 6)
-    assert_same(there(value), model(value))
+    tokens, mask = call()
+    assert_same(there(tokens, mask), model(tokens, mask))
     with pytest.raises(InputError, match="float64"):
-        there(value.double())
-    assert_same(model(value), module(value).detach())
+        there(tokens, mask.double())
 
 
 class Branches(nn.Module):
@@ -473,7 +447,6 @@ class Fixed(nn.Module):
         return x * 2
 
 
-@pytest.mark.slow
 def test_a_module_of_one_batch_size_is_compiled_for_that(store, caplog):
     with caplog.at_level(logging.WARNING):
         model = app.compile_model(Fixed(), torch.ones(4, 3))
@@ -504,7 +477,6 @@ def test_background_is_refused_for_a_module_that_could_not_be_found_again(tmp_pa
         app.compile_model(module, torch.ones(2), "cache.on_miss=background", f"cache.dir={tmp_path}")
 
 
-@pytest.mark.slow
 def test_a_live_module_is_served_by_eager_until_another_process_has_compiled_it(tmp_path):
     module, x = nn.Linear(3, 2), torch.ones(4, 3)
     model = app.compile_model(module, x, "cache.on_miss=background", f"cache.dir={tmp_path}")

@@ -37,7 +37,7 @@ def test_run_is_told_with_its_parameters_figures_and_files(run_app, tmp_path):
 
 
 def test_job_that_is_killed_is_told_too(tmp_path):
-    shutil.copy(Path(__file__).parent / "fleet" / "hostile.py", tmp_path)
+    shutil.copy(Path(__file__).parents[1] / "fleet" / "hostile.py", tmp_path)
     uri = f"sqlite:///{tmp_path}/runs.db"
     words = ["model=custom", "model.target=hostile:build", "model.inputs=[{name: input, shape: [batch, 16]}]"]
     words += [

@@ -17,7 +17,7 @@ import yaml
 from app.errors import ConfigError
 from app.sweep import STATE, State, folder_for
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 MODEL = """
 import ctypes, os, time
 from torch import nn
@@ -176,7 +176,6 @@ def test_fail_fast_stops_at_the_first_failure(project):
     assert "the same command goes on" in err
 
 
-@pytest.mark.slow
 def test_what_a_resumed_job_would_do_differently_is_done_again(project):
     words = ("mode=eager,default", "experiment=good", "sweep.compile_first=true", "+hydra.job.env_set.X=1")
     code, _, err = run(project, *words)

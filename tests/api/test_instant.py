@@ -60,7 +60,6 @@ def fresh(program, *arguments):
     return done.stdout.splitlines()
 
 
-@pytest.mark.slow
 def test_a_process_without_torch_gives_the_bits_of_app_load(cache, tmp_path):
     value = np.random.default_rng(0).standard_normal((5, 768), dtype="f4")
     np.save(tmp_path / "x.npy", value)
@@ -83,7 +82,6 @@ def test_a_process_without_torch_gives_the_bits_of_app_load(cache, tmp_path):
     np.testing.assert_array_equal(warm_up(value), expected)
 
 
-@pytest.mark.slow
 def test_every_kind_of_input_and_output_is_as_torch_has_it(cache, tagger):
     model = instant.load("instant-tagger", cache)
     tokens, mask = torch.randint(0, 50, (5, 9)), torch.rand(5, 9).bfloat16()
@@ -102,7 +100,6 @@ def test_every_kind_of_input_and_output_is_as_torch_has_it(cache, tagger):
         model(tokens.numpy())
 
 
-@pytest.mark.slow
 def test_threads_call_it_at_once_and_get_their_own_answers(cache, tagger):
     model, wrong = instant.load("instant-tagger", cache), []
 
@@ -124,7 +121,6 @@ def test_threads_call_it_at_once_and_get_their_own_answers(cache, tagger):
     assert model.stats()["calls"] == {"compiled": 640}
 
 
-@pytest.mark.slow
 def test_it_pads_and_splits_by_the_plan_that_is_kept(cache, run_app, hit_args, monkeypatch):
     run = run_app([*hit_args("linear"), "cache.alias=instant-planned", "graphs.batch_sizes=[1,4]"])
     assert run.code == 0, run.stderr
@@ -141,7 +137,6 @@ def test_it_pads_and_splits_by_the_plan_that_is_kept(cache, run_app, hit_args, m
     assert used[0] == used[1]
 
 
-@pytest.mark.slow
 def test_external_weights_are_mapped(hit_args):
     model = instant.load(*hit_args("external"))
     torch_model = app.load(*hit_args("external"))  # it runs by the same kept plan: another may change the last bits
@@ -167,7 +162,6 @@ def test_what_needs_torch_says_so(tmp_path, override):
         instant.load("model=linear", override, f"cache.dir={tmp_path}")
 
 
-@pytest.mark.slow
 def test_a_damaged_library_is_never_loaded(copied_store):
     root = copied_store("linear")
     (library,) = root.glob("objects/*/*/model.so")
@@ -179,7 +173,6 @@ def test_a_damaged_library_is_never_loaded(copied_store):
         instant.load("model=linear", "mode=default", f"cache.dir={root}")
 
 
-@pytest.mark.slow
 def test_batch_sizes_that_nobody_verified_are_refused(cache, hit_args):
     with pytest.raises(VerifyError, match="nobody has verified batch sizes 19, 37"):
         instant.load(*hit_args("linear"), "graphs.batch_sizes=[1,37]")
@@ -187,7 +180,6 @@ def test_batch_sizes_that_nobody_verified_are_refused(cache, hit_args):
         instant.load(*hit_args("transformer"), "precision.floor=1e-12", "verify.multiple=1")
 
 
-@pytest.mark.slow
 def test_an_unloaded_model_says_so(cache):
     model = instant.load("model=linear", "mode=default", cache)
     model.unload()
@@ -206,7 +198,6 @@ def test_without_torch_installed_the_error_says_what_to_install(monkeypatch):
 # The command
 
 
-@pytest.mark.slow
 def test_the_command_answers_files(cache, tmp_path, capsys):
     value = np.random.default_rng(0).standard_normal((2, 768), dtype="f4")
     np.save(tmp_path / "x.npy", value)
@@ -220,7 +211,6 @@ def test_the_command_answers_files(cache, tmp_path, capsys):
     assert list(np.load(tmp_path / "y.npz")) == ["output"]
 
 
-@pytest.mark.slow
 def test_the_command_exits_as_the_other_one_does(cache, tmp_path, capsys):
     np.save(tmp_path / "x.npy", np.zeros((2, 7), "f4"))
     (tmp_path / "text.npy").write_text("no array")
@@ -241,7 +231,6 @@ def test_the_command_exits_as_the_other_one_does(cache, tmp_path, capsys):
         assert said.out == ""
 
 
-@pytest.mark.slow
 def test_importing_torch_afterwards_changes_nothing(cache):
     program = """if True:
         import sys

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 CASES = [
     case
     for path in sorted((REPOSITORY / "tests" / "configs").glob("*.yaml"))
