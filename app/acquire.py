@@ -250,7 +250,7 @@ def _compile(
 
     with store.staging() as staging, phases("worker"):
         made = _worker(context, store, request, staging, on_object)
-        if context.is_live:
+        if context.has_module:
             phases.switch("verify")
             made = _judged_by_module(context, store, made)
         phases.switch("publish")
@@ -304,7 +304,7 @@ def _judged_by_module(context: Context, store: Store, made: Compiled) -> Compile
     """Compare what the worker made with the module itself: the worker had an exported program to compare it with.
 
     Raises:
-        VerifyError: they differ, or the module does more than answer.
+        VerifyError: they differ.
     """
     from . import verdict
     from .runtime.model import load as load_model
@@ -319,11 +319,6 @@ def _judged_by_module(context: Context, store: Store, made: Compiled) -> Compile
     wanted = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, made.content["spec"]["dims"].get(BATCH))
     cases = [context.judge.case(model, size, seed) for size, seed in wanted]
     why = refusal(cases, settings.verify.multiple, settings.precision.floor)
-    if why is None and settings.verify.side_effects == "refuse":
-        effect = context.judge.side_effect()
-        why = (
-            effect and f"{effect}, which compiled code would not do; verify.side_effects=allow serves it all the same"
-        )
     if why is not None:
         raise VerifyError(why)
     return replace(made, cases=[case.to_json() for case in cases])
@@ -367,6 +362,7 @@ def _check_verified(context: Context, store: Store, found: Found) -> None:
     settings = context.settings
     cases, missing = lookup.verified(store, found, settings)
     if missing:
+        context.narrow(found.artifact.manifest.content["spec"])
         model = load(context, found)
         judge = context.judge
         with context.phases("verify"):

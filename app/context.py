@@ -79,11 +79,19 @@ class Context:
         """Whether the module is this process's own, and no other can build it."""
         return self.settings.model.fingerprint is not None
 
+    @property
+    def has_module(self) -> bool:
+        """Whether that module is in this process indeed: another may compile what was exported here."""
+        return False
+
     def limit(self) -> float:
         """How far compiled and eager may be apart (relative L2): each may be so far from the truth by its own bar."""
         verify, floor = self.record.verify, self.settings.precision.floor
         eager = max((case.eager_rel_l2 or 0.0 for case in verify.cases), default=0.0) if verify is not None else 0.0
         return max(floor, self.settings.verify.multiple * eager) + eager
+
+    def narrow(self, spec: Mapping[str, Any]) -> None:
+        """Learn the inputs' ranges from an artifact, where the config doesn't say them."""
 
     def changed(self, model: Callable[..., Any]) -> str | None:  # noqa: ARG002 - of use for a live module only
         """Why what was found isn't of this model after all."""

@@ -52,6 +52,8 @@ _READERS: tuple[tuple[Any, str], ...] = (
     (functools.partial, "partial"),
     (object, "object"),
 )
+# What the request's other factors stand for; this program is as it was, whatever of it is imported by now.
+_OF_THE_TOOLCHAIN = frozenset(("torch", "builtins", __name__.partition(".")[0]))
 _PACKAGES = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]
 _STANDARD = Path(sysconfig.get_path("stdlib")).resolve()
 
@@ -225,7 +227,7 @@ class _Reader:
         waiting = list(self._modules)
         while waiting:
             name = waiting.pop()
-            if name in found or name.partition(".")[0] in {"torch", "builtins"}:
+            if name in found or name.partition(".")[0] in _OF_THE_TOOLCHAIN:
                 continue
             file = _file_of(name)
             if file is None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch import nn
 
 from .config import BATCH, DimConfig, InputConfig, ModelConfig, Settings
 from .context import COMPILE_LOG, Context
-from .errors import ConfigError, ExportError
+from .errors import ConfigError, ExportError, VerifyError
 from .identity import UncertainError, digest_of
 from .progress import Phases
 from .record import Record
+from .verify import Judge, compared
 from .workloads import AtPrecision, Workload
 from .workloads import examples as examples_of
 from .workloads.inputs import TensorInput
@@ -260,6 +262,7 @@ class LiveContext(Context):
     ) -> None:
         super().__init__(settings, folder, record, phases)
         self.uncertain = uncertain
+        self._runs_cast = True  # the module itself, at the precision that was asked for
         inputs = tuple(
             TensorInput(item.name, tuple(item.shape or ()), item.dtype, item.keyword, item.low, item.high)
             for item in given.inputs
@@ -268,10 +271,29 @@ class LiveContext(Context):
         # an attribute of the instance takes the place of the cached property
         self.__dict__["workload"] = Workload(private_copy(module), inputs, given.dims, self.device, self._examples)
 
+    @property
+    def has_module(self) -> bool:
+        """Yes: it is judged here."""
+        return True
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Compares outputs with the module, cast where it can be, and its float64 copy."""
+        return Judge(self.workload, self.same_precision if self._runs_cast else self.workload.module)
+
+    def narrow(self, spec: Mapping[str, Any]) -> None:
+        """Draw integers from the ranges that the program's own tables give; examples say nothing of them."""
+        found = {item["name"]: (item["low"], item["high"]) for item in spec["inputs"]}
+        inputs = tuple(
+            replace(item, low=found[item.name][0], high=found[item.name][1]) if item.holds_integers else item
+            for item in self.workload.inputs
+        )
+        self._examples = examples_of.Examples(self._examples.tensors, inputs)
+        self.__dict__["workload"] = replace(self.workload, inputs=inputs, make_inputs=self._examples)
+        self.__dict__.pop("judge", None)
+
     def changed(self, model: Callable[..., Any]) -> str | None:
         """How the artifact of a direct hit answers the example inputs differently; None where it doesn't."""
-        from .verify import compared
-
         args, kwargs = self.workload.call()
         with torch.no_grad():
             try:
@@ -287,6 +309,7 @@ class LiveContext(Context):
 
         Raises:
             ExportError: torch can't export it, or can't save what it exported.
+            VerifyError: its calls do more than answer.
         """
         from .compiler.export import export  # it imports torch.export, which a hit does without
 
@@ -298,6 +321,9 @@ class LiveContext(Context):
             lowered = self._lowered()
             with suppress(ExportError):  # then it is the program that is cast
                 programs |= {LOWERED: export(lowered, lowered.module)} if lowered else {}
+            self._runs_cast = lowered is None or LOWERED in programs
+        self.narrow(exported.spec.to_json())
+        self._refuse_side_effects()
         ranged = zip(model.inputs, exported.spec.inputs, strict=True)
         inputs = [replace(item, low=spec.low, high=spec.high) for item, spec in ranged]
         try:
@@ -320,6 +346,12 @@ class LiveContext(Context):
             trusted=True,
         )
         return replace(self.settings, model=live)
+
+    def _refuse_side_effects(self) -> None:
+        if self.settings.verify.side_effects == "refuse" and (effect := self.judge.side_effect()) is not None:
+            raise VerifyError(
+                f"{effect}, which compiled code would not do; verify.side_effects=allow serves it all the same"
+            )
 
     def _lowered(self) -> Workload | None:
         """The module's copy at the precision that was asked for, given inputs of it: to be traced as it is called."""

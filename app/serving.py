@@ -151,6 +151,9 @@ def _swap_in(before: Context, settings: Settings, ladder: Ladder) -> None:
     except AppError as error:
         logger.warning("background: eager goes on serving: %s (see %s)", error.message, folder)
         return
+    if (why := before.changed(model)) is not None:
+        logger.warning("background: eager goes on serving: %s", why)
+        return
     rungs = context.rungs(model)
     ladder.put_on_top(rungs)
     logger.info("background: %s serves from now on", rungs[0][0])

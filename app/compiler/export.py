@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ConstantArgument
 from torch.utils import _pytree as pytree
 
 from ..config import BATCH
 from ..errors import ExportError
-from ..runtime.spec import STRUCTURE, CallSpec, InputSpec
+from ..runtime.spec import CallSpec, InputSpec
 from ..runtime.tensors import register_classes, register_dataclass, register_namedtuple
 from ..workloads import Workload
 from . import indices
@@ -26,23 +27,30 @@ from . import indices
 
 @dataclass(frozen=True)
 class Exported:
-    """A program and what the artifact needs to know of it."""
+    """A program and what the artifact needs to know of it.
+
+    Attributes:
+        program: The program.
+        spec: Its calls, as they are answered.
+        plain: Its calls, as the program itself answers them: the same, but where it gives its outputs' leaves alone.
+    """
 
     program: ExportedProgram
     spec: CallSpec
+    plain: CallSpec
 
     def flat(self) -> ExportedProgram:
         """The program with its outputs as a plain tuple, for a process that hasn't their classes."""
+        outputs = self.program.graph_signature.output_specs
         signature = self.program.module_call_graph[0].signature
+        (node,) = self.program.graph.find_nodes(op="output")
         assert signature is not None
-        signature.out_spec = pytree.tree_structure((0,) * len(self.program.graph_signature.user_outputs))
+        signature.out_spec = pytree.tree_structure((0,) * len(outputs))
+        for item in outputs:  # torch 2.13 writes a string among the outputs, and can't read it again
+            if isinstance(item.arg, ConstantArgument) and isinstance(item.arg.value, str):
+                item.arg = ConstantArgument(item.arg.name, None)
+        node.args = (tuple(None if isinstance(each, str) else each for each in node.args[0]),)
         return self.program
-
-    def leaves(self) -> CallSpec:
-        """The calls of that program."""
-        plain = pytree.tree_structure((0,) * len(self.program.graph_signature.user_outputs))
-        none: dict[str, Any] = dict.fromkeys(STRUCTURE, ())
-        return replace(self.spec, **none | {"out_spec": pytree.treespec_dumps(plain)})
 
     def graph(self) -> dict[str, Any]:
         """The canonical program: equal for equal programs, whatever the text they were traced from."""
@@ -69,8 +77,8 @@ def export(workload: Workload, module: nn.Module) -> Exported:
     if program is None:
         program = _trace(workload, module)
     _refuse_state(program)
-    spec = _spec(workload, program)
-    return Exported(program, replace(spec, **workload.structure) if workload.structure is not None else spec)
+    plain = _spec(workload, program)
+    return Exported(program, replace(plain, **workload.structure) if workload.structure is not None else plain, plain)
 
 
 def _trace(workload: Workload, module: nn.Module) -> ExportedProgram:
@@ -143,9 +151,7 @@ def _spec(workload: Workload, program: ExportedProgram) -> CallSpec:
     assert out_spec is not None
     leaves = [output.arg for output in program.graph_signature.output_specs]
     constants = {
-        str(position): leaf.value
-        for position, leaf in enumerate(leaves)
-        if isinstance(leaf, torch.export.graph_signature.ConstantArgument)
+        str(position): leaf.value for position, leaf in enumerate(leaves) if isinstance(leaf, ConstantArgument)
     }
     found = {name: _out_axes(workload, program, name) for name in {*workload.dims, BATCH}}
     try:

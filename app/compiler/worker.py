@@ -266,9 +266,9 @@ def _verify(
     from ..config import BATCH
     from ..runtime.model import load
 
-    if made.workload.structure is not None:  # whose classes are in the process that asked
-        content = {**content, "spec": made.exported.leaves().to_json()}
-    model = load(folder, content, made.workload.device, weights=weights)
+    # of a live module's outputs the classes are in the process that asked
+    spec = {**content["spec"], **made.exported.plain.structure}
+    model = load(folder, {**content, "spec": spec}, made.workload.device, weights=weights)
     wanted = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, content["spec"]["dims"].get(BATCH))
     return _judge(settings, judge, model, wanted)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 # The fields of a CallSpec that say how the leaves of an output are put together.
-STRUCTURE = ("out_spec", "out_modules", "out_namedtuples", "out_dataclasses")
+STRUCTURE = ("out_spec", "out_modules", "out_namedtuples", "out_dataclasses", "out_constants")
 
 # A service runs for months: what it keeps must end.
 MOST_KNOWN = 10_000

@@ -40,5 +40,3 @@ def test_an_example_runs_and_starts_warm_the_second_time(name, fresh_store, tmp_
         eager, compiled = (part.split()[1] for part in out.splitlines()[0].removeprefix("accuracy: ").split(", "))
         assert eager == compiled
         assert "shadowed 6 calls: 0 disagree" in out
-
-

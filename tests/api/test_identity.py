@@ -87,7 +87,11 @@ def test_the_digest_is_the_same_in_another_process_and_under_another_hash_seed(t
     for seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", tmp_path / "mine.py"], env=env, capture_output=True, text=True, check=True
+            [sys.executable, "-W", "ignore", tmp_path / "mine.py"],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         said.add(done.stdout)
     assert len(said) == 1
@@ -113,7 +117,9 @@ CHANGES = {
     "a number in a dict": lambda m: m.options.update(scale=2.0),
     "an int that is a float": lambda m: setattr(m.config, "width", 4.0),
     "what is in a set": lambda m: m.options["kinds"].add("c"),
-    "an argument of a partial": lambda m: setattr(m, "act", functools.partial(nn.functional.gelu, approximate="none")),
+    "an argument of a partial": lambda m: setattr(
+        m, "act", functools.partial(nn.functional.gelu, approximate="none")
+    ),
     "a function": lambda m: setattr(m, "norm", abs),
     "a new attribute": lambda m: setattr(m, "extra", 1),
     "one more layer": lambda m: m.layers.append(nn.Linear(4, 4)),

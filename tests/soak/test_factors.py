@@ -72,7 +72,7 @@ TWINS = {
     ),
 }
 # An eager run asks no store; and a machine is compared again, by name, before an artifact of another is opened.
-# A live module has no shop to change: tests/test_fingerprint.py and tests/test_api.py change it.
+# A live module has no shop to change: tests/api changes it.
 UNASKED = {"request:mode.engine", "request:target.machine", "request:model.fingerprint"}
 
 

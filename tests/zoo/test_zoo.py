@@ -95,5 +95,3 @@ def test_call_is_answered_by_the_highest_rung_that_is_right(call, plain_served, 
     assert rung == call.rung, context.record.fallbacks
     assert_same(ours, expected)
     assert_same(backward(ours, x), backward(expected, x))
-
-
