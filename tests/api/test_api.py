@@ -100,6 +100,7 @@ def test_an_unknown_name_is_an_attribute_error():
 # load
 
 
+@pytest.mark.smoke
 def test_load_answers_as_eager_does_and_says_where_it_came_from(store, loaded, assert_same):
     model = app.load(*WAYS)
     value = torch.randn(3, 768)
@@ -187,6 +188,7 @@ def test_a_warm_load_starts_hashes_and_imports_nothing_that_it_does_not_need(sto
 # compile_model
 
 
+@pytest.mark.smoke
 def test_a_live_module_is_compiled_and_answers_as_it_does_at_other_sizes(first, assert_same):
     module = tagger().eval()
     for rows, width in ((1, 1), (5, 9), (20, 3)):
@@ -198,6 +200,7 @@ def test_a_live_module_is_compiled_and_answers_as_it_does_at_other_sizes(first, 
     assert first.stats()["failures"] == {}
 
 
+@pytest.mark.smoke
 def test_the_second_time_it_is_a_direct_hit_that_neither_exports_nor_composes(first, store, monkeypatch):
     monkeypatch.setattr(torch.export, "export", None)
     assert compile_tagger().info["cache"]["outcome"] == "direct-hit"
@@ -220,6 +223,7 @@ def test_another_process_starts_warm(first, store, tmp_path):
     assert said[1] == ["direct-hit", "[]"]
 
 
+@pytest.mark.smoke
 def test_other_weights_never_share_an_artifact(first, store):
     module = tagger()
     with torch.no_grad():
@@ -371,6 +375,7 @@ def test_it_answers_in_a_worker_process(first, method):
         worker.join()
 
 
+@pytest.mark.smoke
 def test_what_only_the_compiled_form_refuses_is_answered_by_eager(store, assert_same, caplog):
     model, module = compile_tagger(), tagger().eval()
     tokens = call()[0]
@@ -477,6 +482,7 @@ def test_background_is_refused_for_a_module_that_could_not_be_found_again(tmp_pa
         app.compile_model(module, torch.ones(2), "cache.on_miss=background", f"cache.dir={tmp_path}")
 
 
+@pytest.mark.slow
 def test_a_live_module_is_served_by_eager_until_another_process_has_compiled_it(tmp_path):
     module, x = nn.Linear(3, 2), torch.ones(4, 3)
     model = app.compile_model(module, x, "cache.on_miss=background", f"cache.dir={tmp_path}")

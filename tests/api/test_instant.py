@@ -60,6 +60,7 @@ def fresh(program, *arguments):
     return done.stdout.splitlines()
 
 
+@pytest.mark.smoke
 def test_a_process_without_torch_gives_the_bits_of_app_load(cache, tmp_path):
     value = np.random.default_rng(0).standard_normal((5, 768), dtype="f4")
     np.save(tmp_path / "x.npy", value)

@@ -6,11 +6,14 @@ import re
 import textwrap
 from pathlib import Path
 
+import pytest
+
 import app
 
 README = Path(__file__).parents[2] / "README.md"
 
 
+@pytest.mark.slow
 def test_the_program_in_the_readme_runs(fresh_store, tmp_path, monkeypatch, capsys):
     (block,) = re.findall(
         r"(?:^    .*\n|^\n)*^    from app import compile_model.*\n(?:^    .*\n|^\n)*",

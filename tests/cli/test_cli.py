@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 CASES = [
     case
@@ -106,6 +108,7 @@ def test_the_command_ends_as_the_case_says(tmp_path, case):
 # Output
 
 
+@pytest.mark.smoke
 def test_json_prints_the_record_alone_on_standard_output(tmp_path):
     code, out, err = run(tmp_path, *EAGER, "output=json")
     assert code == 0
@@ -201,6 +204,7 @@ def test_a_signal_ends_the_run_with_its_code_and_a_failed_record(tmp_path, numbe
 # Sweeps
 
 
+@pytest.mark.smoke
 def test_a_sweep_of_good_jobs_exits_0_with_a_record_each(tmp_path):
     code, _, err = run(tmp_path, "-m", *EAGER, "model.seed=1,2")
     assert code == 0, err

@@ -21,6 +21,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext
 
+pytestmark = pytest.mark.slow
+
 
 class Elsewhere(Launcher):
     """Each job in a process of its own; the one that VANISHES is killed, and waited for all the same."""

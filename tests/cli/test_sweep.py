@@ -22,6 +22,8 @@ MODEL = """
 import ctypes, os, time
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 def build(fate):
     if fate == "segfault":
         ctypes.string_at(0)

@@ -93,6 +93,7 @@ def test_convolutions_of_signals_are_of_images_one_pixel_high(dynamic):
         torch.testing.assert_close(ours, eager)
 
 
+@pytest.mark.slow
 def test_convolutions_of_signals_are_packed_for_onednn(tmp_path):
     """Inductor does so of images only."""
     module = nn.Sequential(nn.Conv1d(8, 16, 3, padding=1), nn.ReLU()).eval()
@@ -105,6 +106,7 @@ def test_convolutions_of_signals_are_packed_for_onednn(tmp_path):
     torch.testing.assert_close(answer, module(value), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_freezing_packs_the_weights(tmp_path):
     """Inductor ignores the option unless gradients are off, and says nothing."""
     module = nn.Linear(64, 32).eval()
@@ -136,11 +138,13 @@ def compiled_by(tmp_path, script):
     torch.testing.assert_close(AotiRunner(tmp_path / "model.so", "cpu")([value])[0], module(value))
 
 
+@pytest.mark.slow
 def test_wrapper_and_kernels_are_compiled_side_by_side(tmp_path):
     waits = "for _ in $(seq 600); do test -e begun && break; sleep 0.1; done; test -e begun || exit 1"
     compiled_by(tmp_path, f"*.wrapper.cpp*) {waits};; *.kernel.cpp*) touch begun;;")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["wrapper", "kernel"])
 def test_a_part_that_does_not_compile_is_an_error(tmp_path, part):
     with pytest.raises(CompileError, match=f"error: no {part}"):
@@ -169,6 +173,7 @@ class Clamped(nn.Module):
         return x.clamp(0, x.shape[0]), x.clamp_min(3).clamp_max(1), x.clamp(max=2)
 
 
+@pytest.mark.slow
 def test_bounds_may_be_sizes_or_the_wrong_way_round(tmp_path):
     inputs = (TensorInput("x", ("batch", 4), "float32"),)
     exported = export(Workload(Clamped(), inputs, {"batch": DimConfig()}, "cpu"), Clamped())
@@ -198,6 +203,7 @@ class Activations(nn.Module):
         return images, rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "options"), [(torch.float32, {}), (torch.bfloat16, {"max_autotune": True})])
 def test_what_is_not_finite_stays_so(tmp_path, dtype, options):
     """oneDNN's ReLU makes 0 of NaN, and Inductor would fuse it into what is before."""

@@ -68,6 +68,7 @@ def test_latencies_with_graphs_are_kept_apart_from_those_without(simulator, ran)
     assert "plan" in ran("graphs.batch_sizes=[1,6]", "graphs.enabled=auto").phases_s
 
 
+@pytest.mark.smoke
 def test_graphs_that_answer_wrongly_never_serve(simulator, ran, monkeypatch):
     replay = Simulator.capture
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-MODELS = ["cnn", "linear", "transformer", "minilm"]
+MODELS = [pytest.param("cnn", marks=pytest.mark.smoke), "linear", "transformer", "minilm"]
 
 WITHOUT_COMPILERS = """
 import importlib.abc, sys

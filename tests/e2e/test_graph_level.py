@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 TEXT = """
     from rates import RATE
     from torch import nn
@@ -17,6 +19,7 @@ TEXT = """
 INPUTS = "model.inputs=[{name: x, shape: [batch, 4]}]"
 
 
+@pytest.mark.smoke
 def test_comment_is_a_graph_hit_then_direct_and_a_constant_is_a_miss_that_names_the_file(
     run_app, module_file, fresh_store, num_objects
 ):

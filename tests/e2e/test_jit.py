@@ -96,6 +96,7 @@ def steps(run):
     return [(step["from"], step["to"], step["stage"]) for step in run.record["fallbacks"]]
 
 
+@pytest.mark.smoke
 def test_what_does_not_export_is_verified_and_served_on_jit(first, num_objects):
     run = first.run
     assert run.code == 0, run.stderr
@@ -108,6 +109,7 @@ def test_what_does_not_export_is_verified_and_served_on_jit(first, num_objects):
     assert num_objects(first.store) == 1
 
 
+@pytest.mark.smoke
 def test_next_process_is_warm_without_export_or_compiler(first, run_app):
     run = run_app(first.args, env={**first.env, **NO_COMPILER}, program=("-c", COUNTED))
     assert run.code == 0, run.stderr

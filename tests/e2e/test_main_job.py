@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-MODELS = ["cnn", "linear", "transformer", "minilm"]
+MODELS = [pytest.param("cnn", marks=pytest.mark.smoke), "linear", "transformer", "minilm"]
 SIZES = {"1", "2", "4", "8"}
 
 # Fields of the record that stay null, each for its reason; all the others are filled.

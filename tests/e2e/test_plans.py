@@ -20,6 +20,7 @@ class Centred(nn.Module):
 """
 
 
+@pytest.mark.smoke
 def test_every_size_up_to_twice_the_largest_is_planned_timed_and_plotted_and_the_plan_is_kept(run_app, hit_args):
     first = run_app([*hit_args("linear"), SIZES])
     assert first.code == 0, first.stderr
@@ -40,7 +41,7 @@ def test_every_size_up_to_twice_the_largest_is_planned_timed_and_plotted_and_the
     assert (off.record["plans"], off.record["unsplittable"]) == (None, None)
 
 
-@pytest.mark.parametrize("name", ["linear", "transformer"])
+@pytest.mark.parametrize("name", [pytest.param("linear", marks=pytest.mark.smoke), "transformer"])
 @pytest.mark.parametrize(
     "latencies",
     [Latencies({4: 1.0, 8: 1.1}, {}), Latencies({1: 1.0, 4: 1.2}, {}), Latencies({}, {2: 1.0, 4: 9.0})],

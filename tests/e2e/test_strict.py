@@ -48,7 +48,7 @@ def planted(run_app, hit_args, fresh_store, module_file, tmp_path):
             "store": (["model=linear", f"cache.dir={tmp_path}/file/store"], {}, None),
             "export": ([*custom, f"cache.dir={fresh_store}"], module_file.env, None),
             "compile": (fresh, {"CXX": "/nonexistent"}, None),
-            "verify": ([*hit_args("transformer"), "verify.multiple=1", "precision.floor=1e-12"], {}, None),
+            "verify": ([*hit_args("external"), "verify.multiple=1", "precision.floor=1e-12"], {}, None),
             "load": (hit, {}, BROKEN.format(first=0)),
             "capture": ([*hit, "graphs.enabled=true"], {}, None),
             "run": ([*hit, "graphs.plan=off"], {}, BROKEN.format(first=2)),
@@ -61,7 +61,16 @@ def planted(run_app, hit_args, fresh_store, module_file, tmp_path):
 SERVED = {"export": "jit", "capture": "compiled"}
 
 
-@pytest.mark.parametrize("stage", ["store", "export", "compile", "verify", "load", "capture", "run"])
+SMOKE = {"compile", "verify", "load", "run"}
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param(stage, marks=pytest.mark.smoke if stage in SMOKE else ())
+        for stage in ("store", "export", "compile", "verify", "load", "capture", "run")
+    ],
+)
 def test_a_planted_failure_ends_a_strict_run_by_its_stage_and_is_one_step_of_a_graceful_one(planted, stage):
     strict = planted(stage, "fallback=strict")
     assert strict.code == (3 if stage == "verify" else 1), strict.stderr

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.errors import InputError
 
-MODELS = ["cnn", "linear", "transformer", "minilm"]
+MODELS = ["cnn", pytest.param("linear", marks=pytest.mark.smoke), "transformer", "minilm"]
 DTYPES = [torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.bool, torch.complex64]
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -44,7 +43,7 @@ print(json.dumps(changed(recorded, {name: Path(path) for name, path in named.ite
 """
 
 
-def test_stat_tuples_of_another_machine_are_replaced_by_this_one_s(tmp_path):
+def test_stat_tuples_of_another_machine_are_replaced_by_this_one_s(tmp_path, monkeypatch):
     same, other = tmp_path / "same.txt", tmp_path / "other.txt"
     for path in (same, other):
         path.write_text("1")
@@ -57,7 +56,7 @@ def test_stat_tuples_of_another_machine_are_replaced_by_this_one_s(tmp_path):
     ]
     other.write_text("2")
     assert [stat for *_, stat in dependencies.portable(recorded)] == [[], [], [], []]
-    time.sleep(2.1)  # a younger file may change without its stat tuple
+    monkeypatch.setattr(files, "SETTLED_NS", -1)  # as if they were old: a younger file's stat tuple isn't trusted
     found = dependencies.retaken(dependencies.portable(recorded), {"model.checkpoint": other})
     assert [stat for *_, stat in found] == [stat_of(same), [], [], []]
     assert [item[:3] for item in found] == [item[:3] for item in recorded]
@@ -65,7 +64,7 @@ def test_stat_tuples_of_another_machine_are_replaced_by_this_one_s(tmp_path):
 
 def test_what_python_finds_on_its_path_is_not_looked_for_while_the_path_stays(project, monkeypatch):
     record(project)  # writes its __pycache__
-    time.sleep(2.1)  # a younger place may change without its stat tuple
+    monkeypatch.setattr(files, "SETTLED_NS", -1)  # as if it were old: a younger place's stat tuple isn't trusted
     recorded = record(project)
     (path,) = [item for item in recorded if item[0] == "path"]
     roots = {where.partition("/")[2] for kind, where, _, _ in recorded if kind == "root"}

@@ -33,6 +33,7 @@ def test_the_shipped_weights_are_small_and_know_digits_that_they_never_saw():
     assert num_right(SHIPPED) == 443  # of 449
 
 
+@pytest.mark.slow
 def test_the_example_trains_such_weights_again(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     path = tmp_path / "again.safetensors"

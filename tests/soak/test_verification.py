@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
+import pytest
+
 from app.store import Hit, Store
 
 NO_COMPILER = {"CXX": "/nonexistent"}
@@ -25,6 +27,7 @@ LIAR = """
 ARGS = ("model=custom", "model.target=liar:Liar", "model.inputs=[{name: x, shape: [batch, 4]}]")
 
 
+@pytest.mark.smoke
 def test_wrong_kernel_is_refused_and_never_published(run_app, module_file, fresh_store, num_objects):
     module_file("liar", LIAR)
     run = run_app([*ARGS, "fallback=strict", f"cache.dir={fresh_store}"], env=module_file.env)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 NO_COMPILER = {"CXX": "/nonexistent"}
 
 
+@pytest.mark.smoke
 def test_external_weights_are_an_object_of_their_own_and_found_again(compiled, run_app, hit_args):
     record = compiled("external").record
     assert (record["cache"]["outcome"], record["rung"], record["weights"]) == ("miss", "compiled", "external")
@@ -15,6 +17,7 @@ def test_external_weights_are_an_object_of_their_own_and_found_again(compiled, r
     assert again["key"]["object"] == record["key"]["object"]
 
 
+@pytest.mark.smoke
 def test_other_weights_of_the_same_architecture_are_served_without_a_compiler(
     run_app, acquire_here, compiled, hit_args, copied_store, num_objects, assert_same
 ):

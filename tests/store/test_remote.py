@@ -276,6 +276,7 @@ def nobody():
     return f"http://127.0.0.1:{port}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("endpoint", ["silent", "nobody"])
 def test_dead_remote_costs_one_line_and_its_time_outs(request, credentials, tmp_path, publish, digest_of, endpoint):
     credentials.setenv("AWS_ENDPOINT_URL", request.getfixturevalue(endpoint))
@@ -407,6 +408,7 @@ def test_claim_is_waited_for_and_leaves_nothing(user, place, digest_of, quick_cl
     assert (ours.said, theirs.said) == ([], [])
 
 
+@pytest.mark.slow
 def test_claim_of_a_machine_that_is_gone_is_taken_over_and_one_that_lives_is_not(
     user, place, digest_of, quick_claims
 ):
