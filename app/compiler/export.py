@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,14 +91,14 @@ def _trace(workload: Workload, module: nn.Module) -> ExportedProgram:
     }
     positional = [shapes[spec.name] for spec in workload.inputs if not spec.keyword]
     keyword = {spec.name: shapes[spec.name] for spec in workload.inputs if spec.keyword}
+    with suppress(Exception), torch.no_grad():  # what it raises, tracing raises too, or it is no matter of classes
+        register_classes(module(*args, **kwargs))
     try:
         signature = inspect.signature(module.forward)
         dynamic = dict(signature.bind(*positional, **keyword).arguments)
         for parameter in signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD and parameter.name in dynamic:
                 dynamic.update(dynamic.pop(parameter.name))
-        with torch.no_grad():
-            register_classes(module(*args, **kwargs))
         return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # export runs the user's code and raises whatever that raises
         traceback.print_exc()  # standard error is a log here, and has all of it

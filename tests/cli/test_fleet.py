@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 PLUGINS = '''
 import multiprocessing, os, signal, time
 from hydra.core.config_store import ConfigStore
@@ -20,8 +21,6 @@ from hydra.core.utils import run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext
-
-pytestmark = pytest.mark.slow
 
 
 class Elsewhere(Launcher):

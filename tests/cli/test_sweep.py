@@ -17,12 +17,11 @@ import yaml
 from app.errors import ConfigError
 from app.sweep import STATE, State, folder_for
 
+pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
 MODEL = """
 import ctypes, os, time
 from torch import nn
-
-pytestmark = pytest.mark.slow
 
 def build(fate):
     if fate == "segfault":

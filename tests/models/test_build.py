@@ -22,7 +22,7 @@ from app.workloads.checkpoint import load_into
 
 from . import models
 
-MODELS = "tests.workloads.models"
+MODELS = "tests.models.models"
 
 
 def settings_for(target="linear", shape=("batch", 4), **model):

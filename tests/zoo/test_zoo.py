@@ -17,6 +17,7 @@ from app import pipeline
 from app.fallback import EAGER, served
 from app.runtime.ladder import Ladder
 
+pytestmark = pytest.mark.slow
 FULL = os.environ.get("APP_ZOO") == "full"
 MAIN = [
     pytest.param(
