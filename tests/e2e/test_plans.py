@@ -20,7 +20,6 @@ class Centred(nn.Module):
 """
 
 
-@pytest.mark.smoke
 def test_every_size_up_to_twice_the_largest_is_planned_timed_and_plotted_and_the_plan_is_kept(run_app, hit_args):
     first = run_app([*hit_args("linear"), SIZES])
     assert first.code == 0, first.stderr

@@ -61,7 +61,7 @@ def planted(run_app, hit_args, fresh_store, module_file, tmp_path):
 SERVED = {"export": "jit", "capture": "compiled"}
 
 
-SMOKE = {"compile", "verify", "load", "run"}
+SMOKE = {"verify", "load", "run"}
 
 
 @pytest.mark.parametrize(

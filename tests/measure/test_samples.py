@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import OutputError
@@ -83,6 +83,7 @@ def test_ends_at_max_samples_with_budget_left() -> None:
     budget_s=st.floats(0, 10),
     warmup=st.integers(0, 10),
 )
+@settings(max_examples=25)  # each is hundreds of calls
 def test_limits_hold_for_any_call(each, limits, budget_s, warmup) -> None:
     low, high = limits
     one = take({"a": seconds(each)}, warmup=warmup, min_samples=low, max_samples=high, budget_s=budget_s)["a"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from .probes import Probes
 
@@ -98,16 +101,23 @@ class Tiny:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory, run_app):
-    place = tmp_path_factory.mktemp("tiny")
-    (place / "tiny_linear.py").write_text(MODEL)
+def tiny(first_runs, run_app):
+    """The tiny model, made by whichever worker or session asked first, and kept."""
+    place, said = first_runs / "tiny", first_runs / "tiny.json"
     path = os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH", "")]))
     args = ("model=custom", "model.target=tiny_linear:build", "model.inputs=[{name: x, shape: [batch, 6]}]")
     env, records = {"PYTHONPATH": path}, {}
-    for weights in ("frozen", "external"):
-        run = run_app([*args, f"weights={weights}", f"cache.dir={place}/store"], env=env)
-        assert (run.code, run.record["rung"]) == (0, "compiled"), run.stderr
-        records[weights] = run.record
+    with FileLock(first_runs / "tiny.lock"):
+        if not said.exists():
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            (place / "tiny_linear.py").write_text(MODEL)
+            for weights in ("frozen", "external"):
+                run = run_app([*args, f"weights={weights}", f"cache.dir={place}/store"], env=env)
+                assert (run.code, run.record["rung"]) == (0, "compiled"), run.stderr
+                records[weights] = run.record
+            said.write_text(json.dumps(records))
+    records = json.loads(said.read_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(place)  # the index's entries name the model's module, and tests look them up
         yield Tiny(args, env, place, place / "store", records)

@@ -6,10 +6,7 @@ import json
 import time
 from pathlib import Path
 
-import pytest
 
-
-@pytest.mark.smoke
 def test_background_serves_eager_now_and_the_next_run_hits(run_app, fresh_store):
     args = ["model=linear", f"cache.dir={fresh_store}", "cache.on_miss=background"]
     run = run_app(args)

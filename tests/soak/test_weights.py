@@ -17,7 +17,6 @@ def test_external_weights_are_an_object_of_their_own_and_found_again(compiled, r
     assert again["key"]["object"] == record["key"]["object"]
 
 
-@pytest.mark.smoke
 def test_other_weights_of_the_same_architecture_are_served_without_a_compiler(
     run_app, acquire_here, compiled, hit_args, copied_store, num_objects, assert_same
 ):
