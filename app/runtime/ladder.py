@@ -90,18 +90,24 @@ class Ladder(InEvalMode):
     def serve(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[str, Any]:
         """The rung that answered, and its answer."""
         *others, (last, call, count, _) = self._ways  # another thread may put one on top
+        failed: list[tuple[str, str, Exception]] = []
         for name, rung, counted, below in others:
             if name in self._open:
                 continue
             try:
                 answer = rung(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - whatever it raises, the model itself may not
-                self._step(name, below, error)
+                self._raise_if_told(name, error)
+                failed.append((name, below, error))
                 continue
             counted()
-            return name, answer
-        count()
-        return last, call(*args, **kwargs)
+            break
+        else:
+            count()
+            name, answer = last, call(*args, **kwargs)  # where it raises too, no rung is to blame
+        for each in failed:
+            self._step(*each)
+        return name, answer
 
     def put_on_top(self, rungs: Sequence[tuple[str, Serve]]) -> None:
         """Better rungs than all so far, best first, from the next call on.
@@ -170,10 +176,14 @@ class Ladder(InEvalMode):
             for (name, call), next_ in zip(rungs, [*below, ""], strict=True)
         ]
 
-    def _step(self, name: str, below: str, error: Exception) -> None:
-        reason = error.message if isinstance(error, AppError) else f"{type(error).__name__}: {error}"
+    def _raise_if_told(self, name: str, error: Exception) -> None:
         if self._policy.on_run == "raise":
-            raise error if isinstance(error, InputError) else ServeError(f"{name} failed: {reason}") from error
+            raise (
+                error if isinstance(error, InputError) else ServeError(f"{name} failed: {_reason(error)}")
+            ) from error
+
+    def _step(self, name: str, below: str, error: Exception) -> None:
+        reason = _reason(error)
         with self._lock:
             if len(self._reasons) >= MOST_REASONS and (name, reason) not in self._reasons:
                 reason = "other reasons"
@@ -190,3 +200,7 @@ class Ladder(InEvalMode):
             self._on_step(Fallback(name, below, stage, reason))
         if opens:
             logger.warning("%s failed %d times and is no longer tried", name, self._policy.max_failures)
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, AppError) else f"{type(error).__name__}: {error}"

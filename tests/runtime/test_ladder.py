@@ -156,3 +156,19 @@ def test_what_compiled_code_can_not_do_raises():
     for call in (model.train, lambda: model.to("cuda")):
         with pytest.raises(InputError):
             call()
+
+
+def test_what_the_model_itself_refuses_opens_no_circuit():
+    """As a matrix that can't be inverted: the caller's input is at fault, and no rung."""
+
+    def refuses(x):
+        if x < 0:
+            raise ValueError(f"{x} is negative")
+        return x
+
+    ladder = Ladder([("compiled", refuses), ("eager", refuses)], FallbackConfig(max_failures=2), lambda _: None)
+    for _ in range(4):
+        with pytest.raises(ValueError, match="negative"):
+            ladder(-1)
+    assert ladder.serve([3], {}) == ("compiled", 3)
+    assert (ladder.stats()["open"], ladder.stats()["failures"]) == ([], {})
