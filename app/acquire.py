@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import background, capturing, dependencies, lookup, names
 from .config import BATCH, OPENVINO
 from .context import COMPILE_LOG, Context
-from .errors import AppError, CompileError, EagerAskedError, MissError, StoreError, VerifyError
+from .errors import AppError, CompileError, EagerAskedError, MissError, StoreError, VerifyError, first_line
 from .fallback import COMPILED, jit_stages, step_to_jit
 from .keys import Key, request_key
 from .lookup import Found, NotFound
@@ -317,7 +317,10 @@ def _judged_by_module(context: Context, store: Store, made: Compiled) -> Compile
         folder = hit.artifact.path
     model = load_model(folder, made.content, context.device, weights=made.weights_folder)
     wanted = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, made.content["spec"]["dims"].get(BATCH))
-    cases = [context.judge.case(model, size, seed) for size, seed in wanted]
+    try:
+        cases = [context.judge.case(model, size, seed) for size, seed in wanted]
+    except Exception as error:  # the user's module, on sizes that its dimensions allow
+        raise VerifyError(f"the module raises on inputs like the examples: {first_line(error)}") from error
     why = refusal(cases, settings.verify.multiple, settings.precision.floor)
     if why is not None:
         raise VerifyError(why)

@@ -19,7 +19,7 @@ from torch import nn
 
 from .config import BATCH, DimConfig, InputConfig, ModelConfig, Settings
 from .context import COMPILE_LOG, Context
-from .errors import ConfigError, ExportError, VerifyError
+from .errors import ConfigError, ExportError, VerifyError, first_line
 from .identity import UncertainError, digest_of
 from .progress import Phases
 from .record import Record
@@ -262,7 +262,6 @@ class LiveContext(Context):
     ) -> None:
         super().__init__(settings, folder, record, phases)
         self.uncertain = uncertain
-        self._runs_cast = True  # the module itself, at the precision that was asked for
         inputs = tuple(
             TensorInput(item.name, tuple(item.shape or ()), item.dtype, item.keyword, item.low, item.high)
             for item in given.inputs
@@ -277,9 +276,20 @@ class LiveContext(Context):
         return True
 
     @cached_property
+    def _cast(self) -> nn.Module:
+        """The module at the precision that was asked for; as it is, where it doesn't run so."""
+        args, kwargs = self.workload.call()
+        try:
+            with torch.no_grad():
+                self.same_precision(*args, **kwargs)
+        except Exception:  # noqa: BLE001 - the user's code; what it raises as it is, too, is raised to whoever calls
+            return self.workload.module
+        return self.same_precision
+
+    @cached_property
     def judge(self) -> Judge:
         """Compares outputs with the module, cast where it can be, and its float64 copy."""
-        return Judge(self.workload, self.same_precision if self._runs_cast else self.workload.module)
+        return Judge(self.workload, self._cast)
 
     def narrow(self, spec: Mapping[str, Any]) -> None:
         """Draw integers from the ranges that the program's own tables give; examples say nothing of them."""
@@ -297,8 +307,8 @@ class LiveContext(Context):
         args, kwargs = self.workload.call()
         with torch.no_grad():
             try:
-                far, problem = compared(model(*args, **kwargs), self.same_precision(*args, **kwargs))
-            except Exception as error:  # noqa: BLE001 - either may raise anything, and both may not
+                far, problem = compared(model(*args, **kwargs), self._cast(*args, **kwargs))
+            except Exception as error:  # noqa: BLE001 - either may raise anything
                 far, problem = 0.0, f"{type(error).__name__}: {error}"
         if problem is None and far > (limit := self.limit()):
             problem = f"relative distance {far:.2g}, more than {limit:.2g}"
@@ -321,7 +331,6 @@ class LiveContext(Context):
             lowered = self._lowered()
             with suppress(ExportError):  # then it is the program that is cast
                 programs |= {LOWERED: export(lowered, lowered.module)} if lowered else {}
-            self._runs_cast = lowered is None or LOWERED in programs
         self.narrow(exported.spec.to_json())
         self._refuse_side_effects()
         ranged = zip(model.inputs, exported.spec.inputs, strict=True)
@@ -348,14 +357,20 @@ class LiveContext(Context):
         return replace(self.settings, model=live)
 
     def _refuse_side_effects(self) -> None:
-        if self.settings.verify.side_effects == "refuse" and (effect := self.judge.side_effect()) is not None:
+        if self.settings.verify.side_effects == "allow":
+            return
+        try:
+            effect = self.judge.side_effect()
+        except Exception as error:  # the user's module, on draws that are like its examples
+            raise VerifyError(f"the module raises on inputs like the examples: {first_line(error)}") from error
+        if effect is not None:
             raise VerifyError(
                 f"{effect}, which compiled code would not do; verify.side_effects=allow serves it all the same"
             )
 
     def _lowered(self) -> Workload | None:
         """The module's copy at the precision that was asked for, given inputs of it: to be traced as it is called."""
-        copy = self.same_precision
+        copy = self._cast
         if not isinstance(copy, AtPrecision):
             return None
         narrow = str(copy.dtype).removeprefix("torch.")

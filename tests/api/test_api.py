@@ -291,6 +291,8 @@ def test_what_cannot_be_traced_at_a_precision_is_cast_as_a_program(store, assert
     assert model.info["rung"] == "compiled"
     with torch.inference_mode():
         assert_same(model(value), module(value), rtol=5e-2, atol=5e-2)
+    again = app.compile_model(module, torch.randn(3, 16), precision="bf16")
+    assert again.info["cache"]["outcome"] == "direct-hit"
 
 
 def test_the_weights_placement_of_a_live_module_is_chosen_by_what_was_measured(store, assert_same):
