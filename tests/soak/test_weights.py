@@ -51,9 +51,10 @@ def test_equal_weights_from_another_source_share_the_weights_object(
     assert (num_objects(store), num_objects(store, "weights")) == (1, 1)
 
 
-def test_frozen_weights_of_another_seed_are_a_miss_that_names_the_seed(run_app, hit_args, copied_store):
-    args = [*hit_args("linear"), f"cache.dir={copied_store('linear')}", "model.seed=1", "cache.on_miss=fail"]
-    run = run_app(args)
+def test_frozen_weights_of_another_seed_are_a_miss_that_names_the_seed(run_app, fresh_store):
+    args = ["model=linear", "mode=default", f"cache.dir={fresh_store}"]
+    assert run_app([*args, "task=compile"]).code == 0
+    run = run_app([*args, "model.seed=1", "cache.on_miss=fail"])
     assert run.code == 9
     assert any("model.seed 0 -> 1" in reason for reason in run.record["cache"]["miss_reasons"])
     assert "model.seed 0 -> 1" in run.stderr
