@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import background, capturing, dependencies, lookup, names
-from .config import BATCH, OPENVINO
+from . import background, capturing, dependencies, failures, lookup, names
+from .beyond import Beyond, Comparison
+from .config import OPENVINO, Settings
 from .context import COMPILE_LOG, Context
-from .errors import AppError, CompileError, EagerAskedError, MissError, StoreError, VerifyError, first_line
+from .errors import AppError, CompileError, EagerAskedError, ExportError, MissError, StoreError, VerifyError
 from .fallback import COMPILED, jit_stages, step_to_jit
 from .keys import Key, request_key
 from .lookup import Found, NotFound
@@ -21,7 +22,7 @@ from .monitor import performance_monitor
 from .record import CacheInfo, KeyInfo, Memory, Outcome, now
 from .store import Hit, LockTimeout, Store
 from .tier import Tier
-from .verdict import Case, refusal, summarise
+from .verdict import Case, Extent, refusal, summarise
 
 if TYPE_CHECKING:
     from .compiler import Compiled
@@ -65,6 +66,8 @@ def acquire(context: Context, store: Store) -> Found:
         record.cache = CacheInfo("miss" if context.settings.cache.dir else "off", reasons)
         logger.info("miss: %s", "; ".join(reasons))
         elsewhere = tier.find(request, named) if context.uncertain is None else None
+        if elsewhere is None:
+            _raise_again(context, store, request, named)
         found = elsewhere or _on_miss(context, store, tier, request, named, why="; ".join(reasons))
     manifest = found.artifact.manifest
     outcome: Outcome = found.outcome if context.settings.cache.dir else "off"
@@ -75,7 +78,7 @@ def acquire(context: Context, store: Store) -> Found:
     if manifest.holds_pickles:  # made because something failed, which is so for every run that it answers
         reason = manifest.content["reason"]
         context.step(step_to_jit(reason["stage"], reason["message"], context.settings.fallback))
-    _check_verified(context, store, found)
+    found = _verified(context, store, found)
     if not store.readonly:
         store.used("objects", manifest.digest)
         if found.weights is not None:
@@ -84,6 +87,20 @@ def acquire(context: Context, store: Store) -> Found:
         if context.settings.cache.alias is not None:
             names.save(store, context.settings.cache.alias, context.settings)
     return found
+
+
+def _raise_again(context: Context, store: Store, request: Key, named: dict[str, Path]) -> None:
+    """Raise what this request is known to fail by, so that it isn't paid for again."""
+    known = failures.find(store, request, context.settings, named) if context.uncertain is None else None
+    if known is None:
+        return
+    error, why = known
+    assert context.record.cache is not None
+    context.record.cache = replace(context.record.cache, miss_reasons=[why])
+    logger.info("miss: %s", why)
+    if context.settings.cache.on_miss in ("fail", "eager"):
+        decline(context, store, why)
+    raise error
 
 
 def _entry(context: Context, store: Store, request: Key, named: dict[str, Path]) -> Found | NotFound:
@@ -100,10 +117,14 @@ def explain(context: Context, store: Store) -> list[dict[str, Any]]:
         AppError: the model doesn't build or export.
     """
     request = _request(context)
+    named = dependencies.named_files(context.settings)
     with context.phases("lookup"):
-        found = lookup.find(store, request, dependencies.named_files(context.settings))
+        found, failed = lookup.find(store, request, named), failures.find(store, request, context.settings, named)
     if isinstance(found, Found):
         return [{"level": "direct", "answer": "hit", "object": found.artifact.digest, "why": "nothing has changed"}]
+    if failed is not None:
+        why = f"{failed[1]}: {failed[0].message}"
+        return [{"level": "direct", "answer": "failed", "object": None, "why": why}]
     rows = [{"level": "direct", "answer": "miss", "object": None, "why": "; ".join(found.reasons)}]
     with tempfile.TemporaryDirectory(prefix="app-") as folder, context.phases("worker"):
         made = _worker(context, store, request, Path(folder), only_export=True)
@@ -131,9 +152,15 @@ def load(context: Context, found: Found) -> CompiledModel | JitModel:
         LoadError: it doesn't load here.
     """
     context.import_torch()
+    model = _load_jit(context, found) if found.artifact.manifest.holds_pickles else _load_compiled(context, found)
+    if found.extent is not None:
+        compare = Comparison(context, found, model) if context.has_module else None
+        model.boundary.beyond = Beyond(context.settings.verify.beyond, context.warn, compare)
+    return model
+
+
+def _load_compiled(context: Context, found: Found) -> CompiledModel:
     content = found.artifact.manifest.content
-    if found.artifact.manifest.holds_pickles:
-        return _load_jit(context, found)
     from .runtime.aoti import OPERATORS
     from .runtime.model import LIBRARY
     from .runtime.model import load as load_model
@@ -153,6 +180,7 @@ def load(context: Context, found: Found) -> CompiledModel | JitModel:
             num_runners=context.settings.runtime.num_runners,
             single_threaded=capturing.wanted(context),
             buckets=context.settings.graphs.buckets,
+            extent=found.extent,
         )
 
 
@@ -167,7 +195,8 @@ def _load_jit(context: Context, found: Found) -> JitModel:
             module,
             context.device,
             inductor=settings.inductor_options,
-            call=workload.call,
+            call=workload.call_of,
+            extent=found.extent,
         )
 
 
@@ -208,7 +237,14 @@ def _on_miss(context: Context, store: Store, tier: Tier, request: Key, named: di
             elsewhere = tier.find(request, named)
             if elsewhere is not None:
                 return elsewhere
-        found, entry = _compile(context, store, tier, request, locks)
+        try:
+            found, entry = _compile(context, store, tier, request, locks)
+        except AppError as error:
+            if context.is_live and error.dependencies:  # its digest stands for all that it was made from
+                error.dependencies = []
+            if context.uncertain is None:
+                failures.keep(store, request, context.settings, error)
+            raise
         if context.uncertain is None:
             tier.put(request, entry)
     return found
@@ -281,7 +317,7 @@ def _worker(
     context.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         return performance_monitor.monitor("compilation")(compile_in_worker)(
-            context.for_worker(staging),
+            _for_worker(context, staging),
             request,
             context.device,
             staging=staging,
@@ -300,6 +336,14 @@ def _worker(
         raise
 
 
+def _for_worker(context: Context, staging: Path) -> Settings:
+    try:
+        return context.for_worker(staging)
+    except (ExportError, VerifyError) as error:  # the module is named by a digest, and would do so again
+        error.dependencies = []
+        raise
+
+
 def _judged_by_module(context: Context, store: Store, made: Compiled) -> Compiled:
     """Compare what the worker made with the module itself: the worker had an exported program to compare it with.
 
@@ -309,21 +353,20 @@ def _judged_by_module(context: Context, store: Store, made: Compiled) -> Compile
     from . import verdict
     from .runtime.model import load as load_model
 
-    folder, settings = made.artifact, context.settings
+    folder, compared, settings = made.artifact, made.cases, context.settings
     if folder is None:
         hit = store.read("objects", made.object)
         if not isinstance(hit, Hit):
             raise StoreError(f"the artifact of this program is gone: {made.object[:12]}")
-        folder = hit.artifact.path
+        folder, compared = hit.artifact.path, compared or hit.artifact.manifest.verified["cases"]
     model = load_model(folder, made.content, context.device, weights=made.weights_folder)
-    wanted = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, made.content["spec"]["dims"].get(BATCH))
-    try:
-        cases = [context.judge.case(model, size, seed) for size, seed in wanted]
-    except Exception as error:  # the user's module, on sizes that its dimensions allow
-        raise VerifyError(f"the module raises on inputs like the examples: {first_line(error)}") from error
-    why = refusal(cases, settings.verify.multiple, settings.precision.floor)
-    if why is not None:
-        raise VerifyError(why)
+    cases = [context.judge.case(model, Case.from_json(each).draw) for each in compared]
+    bar = settings.verify.multiple, settings.precision.floor
+    found = verdict.extent(cases, made.content["spec"]["dims"], made.content["example"], *bar)
+    if found.refusal is not None:
+        error = VerifyError(found.refusal)
+        error.dependencies = []
+        raise error
     return replace(made, cases=[case.to_json() for case in cases])
 
 
@@ -344,12 +387,7 @@ def _publish(context: Context, store: Store, request: Key, made: Compiled, secon
             made.artifact,
             factors=dict(made.factors),
             content=dict(made.content),
-            verified={
-                "weights": made.weights,
-                "cases": made.cases,
-                "multiple": context.settings.verify.multiple,
-                "floor": context.settings.precision.floor,
-            },
+            verified=_to_keep(context, made),
             provenance={**made.provenance, **source, "seconds": seconds},
             requests=[{"request": request.digest, "entry": entry}] if named else [],
         )
@@ -360,23 +398,42 @@ def _publish(context: Context, store: Store, request: Key, made: Compiled, secon
     return entry
 
 
-def _check_verified(context: Context, store: Store, found: Found) -> None:
-    """Judge the recorded figures by this run's tolerances, and verify the batch sizes that they lack."""
-    settings = context.settings
-    cases, missing = lookup.verified(store, found, settings)
+def _to_keep(context: Context, made: Compiled) -> dict[str, Any]:
+    """The manifest's word on what was verified: figures, the bar, and for its readers the sizes that are served."""
+    from . import verdict
+
+    bar = {"multiple": context.settings.verify.multiple, "floor": context.settings.precision.floor}
+    cases = [Case.from_json(each) for each in made.cases]
+    found = verdict.extent(cases, made.content["spec"]["dims"], made.content["example"], **bar)
+    return {
+        "weights": made.weights,
+        "cases": made.cases,
+        **bar,
+        "served": found.compared,
+        "narrowed": found.narrowed,
+    }
+
+
+def _verified(context: Context, store: Store, found: Found) -> Found:
+    """Judge the recorded figures by this run's tolerances, and compare what they lack; finds the sizes it serves."""
+    cases, missing = lookup.verified(store, found, context.settings)
     if missing:
         context.narrow(found.artifact.manifest.content["spec"])
         model = load(context, found)
         judge = context.judge
         with context.phases("verify"):
-            cases |= {(size, seed): judge.case(model, size, seed) for size, seed in missing}
-    demand(context, store, found, list(cases.values()))
-    if missing and not store.readonly:
-        store.note(lookup.verified_note(*found.digests), [case.to_json() for case in cases.values()])
+            new = [judge.case(model, draw) for draw in missing]
+        cases += new
+        if not store.readonly:
+            lookup.note_verified(store, found, [case.to_json() for case in new])
+    multiple, floor = context.settings.verify.multiple, context.settings.precision.floor
+    found = replace(found, extent=lookup.extent_of(found, cases, multiple, floor))
+    demand(context, store, found, cases, found.extent)
+    return found
 
 
-def demand(context: Context, store: Store, found: Found, cases: Sequence[Case]) -> None:
-    """Put the figures into the record, and refuse the artifact where one fails.
+def demand(context: Context, store: Store, found: Found, cases: Sequence[Case], extent: Extent | None = None) -> None:
+    """Put the figures into the record, and refuse the artifact where one fails outside of what an extent leaves out.
 
     An artifact that fails even the tolerances it was published under is quarantined.
 
@@ -385,12 +442,17 @@ def demand(context: Context, store: Store, found: Found, cases: Sequence[Case]) 
     """
     multiple, floor = context.settings.verify.multiple, context.settings.precision.floor
     context.cases += cases
-    context.record.verify = summarise(context.cases, multiple, floor)
-    why = refusal(cases, multiple, floor)
+    context.record.verify = summarise(context.cases, multiple, floor, found.extent)
+    why = extent.refusal if extent is not None else refusal(cases, multiple, floor)
     if why is None:
+        for text in extent.narrowed if extent is not None else []:
+            context.warn(text)
         return
+    context.record.verify = replace(context.record.verify, passed=False)
     manifest = found.artifact.manifest
-    if refusal(cases, manifest.verified["multiple"], manifest.verified["floor"]) and not store.readonly:
+    was = manifest.verified["multiple"], manifest.verified["floor"]
+    still = lookup.extent_of(found, cases, *was).refusal if extent is not None else refusal(cases, *was)
+    if still and not store.readonly:
         store.quarantine("objects", manifest.digest, f"verification: {why}")
         if found.weights is not None:  # either may be the wrong one, and both are made again
             store.quarantine("weights", found.weights.digest, f"verification: {why}")

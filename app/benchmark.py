@@ -174,7 +174,7 @@ def _doubt(context: Context, plans: dict[str, PlanInfo]) -> None:
 
 def _swept(context: Context, model: CompiledModel, others: tuple[int, ...] | None) -> list[int]:
     """1 to twice the largest bucket, within the batch's range; fewer where that would outlast the budget."""
-    low, high = model.spec.dims[BATCH]
+    low, high = model.batch_range
     sizes = list(range(low, min(2 * max(context.settings.graphs.batch_sizes), high) + 1))
     limit_ms = 1e4 * max(1.0, context.settings.measure.budget_s)
     while len(sizes) > MOST_SIZES or (

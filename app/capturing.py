@@ -9,7 +9,7 @@ from .context import Context
 from .errors import AppError, CaptureError, VerifyError
 from .fallback import COMPILED, CUDAGRAPH, step_down
 from .monitor import performance_monitor
-from .verdict import refusal
+from .verdict import Draw, refusal
 
 if TYPE_CHECKING:
     from .runtime.jit import JitModel
@@ -104,7 +104,8 @@ def _compare(context: Context, model: CompiledModel, *, with_eager: bool) -> Non
         return
     seed, settings, judge = max(context.settings.verify.seeds) + 2, context.settings, context.judge
     with context.phases("verify"):
-        cases = [judge.case(model, size[0], seed, model.sizes(size[1:])) for size in model.captured]
+        sizes = [context.workload.sizes(size[0], model.sizes(size[1:])) for size in model.captured]
+        cases = [judge.case(model, Draw(each, seed)) for each in sizes]
     if (why := refusal(cases, settings.verify.multiple, settings.precision.floor)) is not None:
         raise VerifyError(f"replayed CUDA graphs are wrong: {why}")
 

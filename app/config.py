@@ -363,6 +363,7 @@ class CacheConfig:
     remote_mode: str = steers("read", "read, or read-write (what is made here is put there)")
     remote_timeout_s: float = steers(30.0, "how long one transfer may take; it is tried twice")
     alias: str | None = steers(None, "a name for the request and its settings, under which app.load finds it")
+    retry: bool = steers(False, "try again what failed to export, compile or verify before, under the same key")
     select: list[str] = steers([], "objects for cache tasks, by the start of the digest or by model; none is all")
     file: str | None = steers(None, "the bundle that task=cache.export writes and task=cache.import reads")
     live: str = steers("digest", "how app.compile_model finds a module: by its digest, or export (traced every time)")
@@ -433,11 +434,28 @@ class VerifyConfig:
     side_effects: str = steers(
         "refuse", "of a live module whose calls change it, or whose hooks act: refuse (eager serves it), or allow"
     )
+    budget_s: float = steers(5.0, "seconds for comparing sizes larger than the example's, before it is published")
+    memory: str = steers("2 GiB", "the same of memory: a size whose call may take more isn't compared in advance")
+    beyond: str = steers(
+        "compare",
+        "a call of a size that was never compared: compare it with eager first, where the module is in this process "
+        "(elsewhere it is served, with a warning); serve; or eager",
+    )
 
     def __post_init__(self) -> None:
         require("verify.seeds", self.seeds, bool(self.seeds), "a list of at least one seed")
         require("verify.multiple", self.multiple, self.multiple >= 1, "at least 1")
         choose("verify.side_effects", self.side_effects, ["refuse", "allow"])
+        require("verify.budget_s", self.budget_s, self.budget_s >= 0, "zero or more")
+        require("verify.memory", self.memory, size_in_bytes(self.memory) is not None, "like 500 MB or 2 GiB")
+        choose("verify.beyond", self.beyond, ["compare", "serve", "eager"])
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory as a number."""
+        found = size_in_bytes(self.memory)
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class AppError(Exception):
     """A failure with a cause that a user can act on.
@@ -9,10 +11,13 @@ class AppError(Exception):
     Attributes:
         stage: The phase of the run that failed, as it stands in the record.
         exit_code: What `python -m app` exits with.
+        dependencies: The files that led to it, where it would happen again as long as they are the same; None where
+            another try may go well.
     """
 
     stage = "run"
     exit_code = 1
+    dependencies: list[list[Any]] | None = None
 
     @property
     def message(self) -> str:

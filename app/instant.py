@@ -14,25 +14,31 @@ uint16 (`x.view("uint16")`), an 8-bit float as uint8; arrays of `ml_dtypes` are 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import dependencies, environment, lookup, names, planning, structured
+from .beyond import Beyond
 from .composed import settings_of
-from .config import CacheConfig, NumericsConfig, Settings, user_cache_dir
+from .config import BATCH, CacheConfig, NumericsConfig, Settings, user_cache_dir
 from .errors import AppError, ConfigError, InputError, LoadError, MissError, OutputError, VerifyError
 from .fallback import COMPILED
 from .keys import request_key
 from .lookup import Found, NotFound
 from .runtime.ladder import InEvalMode, Ladder
 from .store import Store
-from .verdict import VerifyInfo, refusal, summarise
+from .verdict import VerifyInfo, summarise
 
 if TYPE_CHECKING:
     from .runtime.model import CompiledModel
+
+
+logger = logging.getLogger(__name__)
 
 
 class Model(InEvalMode):
@@ -91,7 +97,7 @@ def load(*overrides: str, config_dir: str | Path | None = None) -> Model:
         assert settings is not None
         _check(settings)
         found = _find(store, settings)
-        verify = _verified(store, found, settings)
+        found, verify = _verified(store, found, settings)
         model = _loaded(store, found, settings)
         if not store.readonly:
             store.used("objects", found.artifact.digest)
@@ -138,16 +144,17 @@ def _find(store: Store, settings: Settings) -> Found:
     return found
 
 
-def _verified(store: Store, found: Found, settings: Settings) -> VerifyInfo:
-    """What was recorded of the artifact's verification, judged by these settings' tolerances."""
+def _verified(store: Store, found: Found, settings: Settings) -> tuple[Found, VerifyInfo]:
+    """The artifact with the sizes that it serves, and its verification, judged by these settings' tolerances."""
     cases, missing = lookup.verified(store, found, settings)
     multiple, floor = settings.verify.multiple, settings.precision.floor
     if missing:
-        sizes = ", ".join(str(size) for size in sorted({size for size, _ in missing}))
+        sizes = ", ".join(str(size) for size in sorted({draw.sizes.get(BATCH, 1) for draw in missing}))
         raise VerifyError(f"nobody has verified batch sizes {sizes}, which needs torch: run task=compile once")
-    if (why := refusal(cases.values(), multiple, floor)) is not None:
-        raise VerifyError(why)
-    return summarise(list(cases.values()), multiple, floor)
+    extent = lookup.extent_of(found, cases, multiple, floor)
+    if extent.refusal is not None:
+        raise VerifyError(extent.refusal)
+    return replace(found, extent=extent), summarise(cases, multiple, floor, extent)
 
 
 def _loaded(store: Store, found: Found, settings: Settings) -> CompiledModel:
@@ -162,7 +169,9 @@ def _loaded(store: Store, found: Found, settings: Settings) -> CompiledModel:
         weights=found.weights.path if found.weights else None,
         num_runners=settings.runtime.num_runners,
         buckets=settings.graphs.buckets,
+        extent=found.extent,
     )
+    model.boundary.beyond = Beyond(settings.verify.beyond, logger.warning)
     subject = planning.subject(settings, found, "cpu", arrays.num_threads())
     timed = planning.kept(store, subject) if settings.graphs.plan != "off" else None
     if timed is not None and not timed.captured and list(timed.latencies) == model.others:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import dependencies, environment
-from .config import BATCH, CacheConfig, Settings
+from .config import CacheConfig, Settings
 from .keys import Key
 from .store import Artifact, Corrupt, Hit, Miss, Store, Trust
-from .verdict import Case, plan
+from .verdict import Case, Draw, Extent, extent, plan
 
 if TYPE_CHECKING:
     from .record import Outcome
@@ -26,11 +26,12 @@ MAX_DIFFERENCES = 6
 
 @dataclass(frozen=True)
 class Found:
-    """An artifact, with the weights it runs on where they are external."""
+    """An artifact, the weights it runs on where they are external, and the sizes it serves once that was verified."""
 
     outcome: Outcome
     artifact: Artifact
     weights: Artifact | None
+    extent: Extent | None = None
 
     @property
     def digests(self) -> tuple[str, str | None]:
@@ -125,17 +126,31 @@ def open_objects(
     return Found(outcome, opened["objects"], opened.get("weights"))
 
 
-def verified(
-    store: Store, found: Found, settings: Settings
-) -> tuple[dict[tuple[int, int], Case], list[tuple[int, int]]]:
-    """The recorded figures of an artifact's verification, by batch size and seed; and those that a run lacks."""
+def verified(store: Store, found: Found, settings: Settings) -> tuple[list[Case], list[Draw]]:
+    """The recorded figures of an artifact's verification; and the draws that a run lacks."""
     manifest, (digest, weights) = found.artifact.manifest, found.digests
     recorded = list(store.noted(verified_note(digest, weights)) or [])
     if manifest.verified["weights"] == weights:
         recorded += manifest.verified["cases"]
-    cases = {(case.batch, case.seed): case for case in map(Case.from_json, recorded)}
-    wanted = plan(settings.graphs.batch_sizes, settings.verify.seeds, manifest.content["spec"]["dims"].get(BATCH))
-    return cases, [pair for pair in wanted if pair not in cases]
+    cases = {case.draw.key: case for case in map(Case.from_json, recorded)}
+    content = manifest.content
+    wanted = plan(settings.graphs.batch_sizes, settings.verify.seeds, content["spec"]["dims"], content["example"])
+    return list(cases.values()), [draw for draw in wanted if draw.key not in cases]
+
+
+def extent_of(found: Found, cases: Sequence[Case], multiple: float, floor: float) -> Extent:
+    """The sizes that an artifact may serve by its cases and these tolerances."""
+    content = found.artifact.manifest.content
+    return extent(cases, content["spec"]["dims"], content["example"], multiple, floor)
+
+
+def note_verified(store: Store, found: Found, cases: Sequence[Mapping[str, Any]]) -> None:
+    """Keep the figures of what was compared after an artifact was published, for later processes."""
+
+    def add(known: Any) -> Any:
+        return [*(known if isinstance(known, list) else []), *cases]
+
+    store.change_note(verified_note(*found.digests), add)
 
 
 def verified_note(digest: str, weights: str | None) -> str:

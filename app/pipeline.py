@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from . import capturing, choose, environment, evaluate, planning, tuning
 from .acquire import acquire, demand, load, opened
 from .benchmark import benchmark, measure_memory, sweep
+from .config import BATCH
 from .context import Context
 from .dependencies import named_files
 from .errors import AppError, CaptureError, LoadError
 from .fallback import EAGER, step_down
 from .lookup import Found
 from .store import Store
+from .verdict import Draw
 
 if TYPE_CHECKING:
     from .runtime.jit import JitModel
@@ -89,11 +91,12 @@ def ready(context: Context, store: Store, found: Found, *, measuring: bool = Tru
     model = load(context, found)
     judge = context.judge
     with context.phases("verify"):
-        batch = min(
-            context.settings.graphs.batch_sizes,
-            key=lambda size: abs(size - context.workload.sizes().get("batch", 1)),
-        )
-        fresh = judge.case(model, batch, max(context.settings.verify.seeds) + 1)
+        sizes = context.workload.sizes()
+        if (batch := sizes.get(BATCH)) is not None and found.extent is not None:
+            low, high = found.extent.compared[BATCH]
+            asked = [size for size in context.settings.graphs.batch_sizes if low <= size <= high]
+            sizes[BATCH] = min(asked or [batch], key=lambda size: abs(size - batch))
+        fresh = judge.case(model, Draw(sizes, max(context.settings.verify.seeds) + 1))
     demand(context, store, found, [fresh])
     capturing.capture(context, model)
     try:

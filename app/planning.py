@@ -169,8 +169,9 @@ def _measure(context: Context, model: CompiledModel, others: tuple[int, ...]) ->
     from .measure.statistics import summarise
     from .runtime.plans import Latencies, Plan, Step
 
-    sizes = sorted(context.settings.graphs.batch_sizes)
-    beyond = {min(factor * sizes[-1], model.spec.dims[BATCH][1]) for factor in BEYOND} - set(sizes)
+    low, high = model.batch_range
+    sizes = sorted({min(max(low, size), high) for size in context.settings.graphs.batch_sizes})
+    beyond = {min(factor * sizes[-1], high) for factor in BEYOND} - set(sizes)
     given = {size: context.workload.call(size, others=model.sizes(others)) for size in (*sizes, *sorted(beyond))}
     watched = performance_monitor.monitor("inference/plan")
     calls: dict[str, Any] = {
@@ -181,7 +182,7 @@ def _measure(context: Context, model: CompiledModel, others: tuple[int, ...]) ->
         plan = Plan((Step(size, size),), 0.0)
         calls[f"replayed {size}"] = watched(lambda plan=plan, given=given[size]: model.by(plan, *given))
     with torch.inference_mode():
-        two = min(max(sizes[-1], 2), model.spec.dims[BATCH][1])
+        two = min(max(sizes[-1], 2), high)
         calls |= model.overheads(*context.workload.call(two, others=model.sizes(others)))
         taken = measure(calls, clock_for(context.device), **ROUNDS, budget_s=context.settings.measure.budget_s)
     # the fastest of each: what disturbs a call only adds to it, and a plan is kept for long

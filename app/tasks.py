@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import choose, doctor, jobs, lookup, names, pipeline, profile
+from . import choose, doctor, failures, jobs, lookup, names, pipeline, profile
 from .acquire import opened
 from .context import Context
 from .errors import ConfigError, CorruptError, StoreError, SweepError, UnreadableError, UntrustedError
@@ -126,14 +126,17 @@ def prune(_: Context, store: Store) -> Rows:
 
 
 def clear(context: Context, store: Store) -> Rows:
-    """Remove the selected objects; without a selection everything, weights included. What is pinned stays."""
-    rows = []
+    """Remove the selected objects; without a selection everything, weights included. What is pinned stays.
+
+    What failed before is forgotten with them.
+    """
+    rows, forgotten = [], failures.forget(store, context.settings.cache.select)
     for kind in KINDS if not context.settings.cache.select else ("objects",):
         for manifest in list(_selected(context, store, kind)):
             if not store.pinned(kind, manifest.digest):
                 store.remove(kind, manifest.digest)
                 rows.append({"kind": kind, "digest": manifest.digest})
-    return rows
+    return rows + forgotten
 
 
 def pin(context: Context, store: Store, pinned: bool = True) -> Rows:

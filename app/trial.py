@@ -16,7 +16,7 @@ from typing import Any
 
 from . import capturing, evaluate
 from .acquire import acquire, load
-from .config import BATCH, EvaluateConfig, Settings
+from .config import EvaluateConfig, Settings
 from .context import Context
 from .errors import AppError, StoreError
 from .evidence import EAGER, Candidate, Evidence, Question, Run
@@ -165,11 +165,10 @@ def _judged(
 
     workload, settings = context.workload, context.settings
     judge = Judge(workload, workload.module)  # whose eager is fp32's: the bar is the same for all
-    limits = (workload.dims[BATCH].min, workload.dims[BATCH].max) if workload.batched else None
+    dims = {name: (dim.min, dim.max) for name, dim in workload.dims.items()}
+    wanted = plan(settings.graphs.batch_sizes, settings.verify.seeds, dims, workload.sizes())
     with context.phases("verify", about=f"verify {name} at the tolerance of fp32"):
-        cases = [
-            judge.case(model, *pair) for pair in plan(settings.graphs.batch_sizes, settings.verify.seeds, limits)
-        ]
+        cases = [judge.case(model, draw) for draw in wanted]
     multiple, floor = settings.verify.multiple, settings.precision.floor
     refusals = [why for case in cases if (why := case.refusal(multiple, floor)) is not None]
     verdict = summarise_cases(cases, multiple, floor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,14 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import side_effects
 from .config import BATCH
+from .errors import first_line
 from .monitor import performance_monitor
 from .runtime.spec import CallSpec
 from .runtime.tensors import widen
-from .verdict import Case
+from .verdict import RANDOM, Case, Draw
 from .workloads import Workload
+
+logger = logging.getLogger(__name__)
 
 # Relative L2 distance that rounding may make between two batch sizes, where float64 can't be asked.
 MIXING_LIMIT = 1e-2
@@ -37,36 +42,56 @@ class Judge:
         self._eager = eager
         self._exact: nn.Module | None = _in_float64(workload)
 
-    def case(
-        self, compiled: Callable[..., Any], batch: int, seed: int, others: Mapping[str, int] | None = None
-    ) -> Case:
-        """Run compiled, eager and float64 on the same inputs, and measure; `others` are sizes of other dimensions."""
-        args, kwargs = self._workload.call(batch, seed, others)
+    def case(self, compiled: Callable[..., Any], draw: Draw) -> Case:
+        """Run compiled, eager and float64 on the same inputs, and measure.
+
+        What the module itself raises drops the draw; compiled code isn't run on what it refuses.
+        """
+        args, kwargs = self._workload.call_of(draw)
         watched = performance_monitor.monitor("inference/verify")
         module = watched(self._eager)
         with torch.inference_mode():
+            random = _random_state(self._workload.device)
+            try:
+                eager, again = module(*args, **kwargs), module(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - the user's module, on inputs that nobody promised it
+                return _dropped(draw, f"the module itself raises {first_line(error)}")
+            drew = not torch.equal(random, _random_state(self._workload.device)) and self._draws(args, kwargs)
+            reference, name = self._reference(eager, args, kwargs)
+            if draw.kind != RANDOM and not _equally_finite(eager, reference):
+                return _dropped(draw, f"rounding decides: eager isn't finite in the same places as {name}")
             try:
                 ours = watched(compiled)(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - whatever compiled code raises, eager below doesn't
+            except Exception as error:  # noqa: BLE001 - whatever compiled code raises, eager above did not
                 ours = error
-            random = _random_state(self._workload.device)
-            eager, again = module(*args, **kwargs), module(*args, **kwargs)
-            drew = not torch.equal(random, _random_state(self._workload.device)) and self._draws(args, kwargs)
-            if self._exact is not None:
-                reference, name = watched(_run_float64)(self._exact, args, kwargs), "float64"
-            elif self._eager is not self._workload.module:
-                reference, name = watched(self._workload.module)(*args, **kwargs), "original"
-            else:
-                reference, name = eager, "eager"
         problem = f"it raised {ours!r}" if isinstance(ours, Exception) else _mismatch(ours, eager, reference)
         if problem is None and drew:  # then eager's distance from float64 is no rounding, and no bar
             problem = "the model is random: eager draws from torch's generators"
         elif problem is None and (_mismatch(again, eager, eager) or _distance(again, eager)[0] > MIXING_LIMIT):
             problem = "the model keeps a state: eager answers the same inputs differently when called again"
         if problem is not None:
-            return Case(batch, seed, name, math.inf, 0.0, math.inf, problem)
+            return Case(draw, name, math.inf, 0.0, math.inf, problem)
         rel_l2, max_abs = _distance(ours, reference)
-        return Case(batch, seed, name, rel_l2, _distance(eager, reference)[0], max_abs)
+        return Case(draw, name, rel_l2, _distance(eager, reference)[0], max_abs)
+
+    def _reference(self, eager: Any, args: Any, kwargs: Any) -> tuple[Any, str]:
+        """What both are measured against, and its name."""
+        watched = performance_monitor.monitor("inference/verify")
+        if self._exact is not None:
+            try:
+                return watched(_run_float64)(self._exact, args, kwargs), "float64"
+            except Exception:
+                logger.debug("float64 can't run what eager ran", exc_info=True)
+        if self._eager is not self._workload.module:
+            return watched(self._workload.module)(*args, **kwargs), "original"
+        return eager, "eager"
+
+    def bytes(self, draw: Draw) -> int:
+        """Roughly the memory that a call of eager takes, in bytes: that of all the places its tensors lie in."""
+        args, kwargs = self._workload.call_of(draw)
+        with torch.inference_mode(), _Places() as places:
+            self._eager(*args, **kwargs)
+        return sum(places.sizes.values())
 
     def side_effect(self) -> str | None:
         """What calls of the module do beside answering, in words; None where they do nothing else."""
@@ -187,6 +212,22 @@ class Judge:
             return self._eager(*args, **kwargs)
 
 
+class _Places(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes where the tensors of a call lie, and how large they are; memory that is used again counts once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for leaf in pytree.tree_leaves(found):
+            if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
+                storage = leaf.untyped_storage()
+                self.sizes[storage.data_ptr()] = max(storage.nbytes(), self.sizes.get(storage.data_ptr(), 0))
+        return found
+
+
 Axes = Sequence[int | None]
 
 
@@ -236,6 +277,19 @@ def _run_float64(module: nn.Module, args: Any, kwargs: Any) -> Any:
 
 def _to_double(value: torch.Tensor) -> torch.Tensor:
     return value.double() if value.is_floating_point() else value
+
+
+def _dropped(draw: Draw, why: str) -> Case:
+    return Case(draw, "eager", 0.0, 0.0, 0.0, dropped=why)
+
+
+def _equally_finite(eager: Any, reference: Any) -> bool:
+    pairs = zip(pytree.tree_leaves(eager), pytree.tree_leaves(reference), strict=True)
+    return all(
+        torch.equal(a.isfinite(), b.isfinite())
+        for a, b in pairs
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.shape == b.shape
+    )
 
 
 def compared(ours: Any, eager: Any) -> tuple[float, str | None]:

@@ -252,8 +252,9 @@ class _Worker:
                         result: dict[str, Any] = event["result"]
                         return result
                     if event["event"] == "error":
-                        kind = getattr(errors, event["type"], CompileError)
-                        raise kind(event["message"])
+                        error: AppError = getattr(errors, event["type"], CompileError)(event["message"])
+                        error.dependencies = event["dependencies"]
+                        raise error
                     if event["event"] == "object":
                         began = time.monotonic()
                         self._on_object(event["digest"])

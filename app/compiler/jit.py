@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,19 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from .. import extent
 from ..config import Settings
 from ..environment import compiler
 from ..errors import AppError, CompileError
 from ..keys import Key, digest
 from ..runtime import jit
 from ..runtime.spec import CallSpec
+from ..verdict import Draw
 from ..workloads import Workload
 
 
 def compile_module(
-    settings: Settings, workload: Workload, module: nn.Module, calls: Sequence[tuple[int, int]], folder: Path
+    settings: Settings, workload: Workload, module: nn.Module, wanted: Sequence[Draw], folder: Path
 ) -> tuple[jit.JitModel, dict[str, Any]]:
     """Compile by running, and keep in `folder` what a later process needs to do the same without compiling.
 
@@ -41,9 +44,9 @@ def compile_module(
     try:
         model = jit.JitModel(module, spec, workload.device, jit.options_of(settings.inductor_options, cxx))
         with jit.kernels(target=folder):
-            for batch, seed in calls:
-                args, kwargs = workload.call(batch, seed)
-                model(*args, **kwargs)
+            for draw in wanted:
+                _run(model, workload, draw)
+            others = [draw for draw in extent.near(spec.dims, workload.sizes()) if _runs(model, workload, draw)]
         saved = torch.compiler.save_cache_artifacts()
     except AppError:
         raise
@@ -52,7 +55,22 @@ def compile_module(
     if saved is None:
         raise CompileError("torch.compile found nothing to compile")
     (folder / jit.ARTIFACTS).write_bytes(saved[0])
-    return model, {"engine": jit.ENGINE, "spec": spec.to_json(), "cxx": cxx, "calls": [list(pair) for pair in calls]}
+    calls = [{**asdict(draw), "sizes": dict(draw.sizes)} for draw in (*wanted, *others)]
+    return model, {"engine": jit.ENGINE, "spec": spec.to_json(), "cxx": cxx, "calls": calls}
+
+
+def _run(model: jit.JitModel, workload: Workload, draw: Draw) -> None:
+    args, kwargs = workload.call_of(draw)
+    model(*args, **kwargs)
+
+
+def _runs(model: jit.JitModel, workload: Workload, draw: Draw) -> bool:
+    """Whether it takes sizes that only verification asks for: where it doesn't, they aren't served."""
+    try:
+        _run(model, workload, draw)
+    except Exception:  # noqa: BLE001 - as in compile_module
+        return False
+    return True
 
 
 def key_of(request: Key, module: nn.Module, dependencies: Sequence[Sequence[Any]]) -> Key:

@@ -23,13 +23,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ..errors import AppError, CompileError, ExportError, IndexingError, VerifyError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
     from ..config import Settings
     from ..keys import Key
-    from ..verdict import Case
     from ..verify import Judge
     from ..workloads import Workload
     from .export import Exported
@@ -50,7 +47,8 @@ def main() -> None:
             result = _work(request, events, answers)
             _send(events, {"event": "done", "result": result})
         except AppError as error:
-            _send(events, {"event": "error", "type": type(error).__name__, "message": error.message})
+            told = {"type": type(error).__name__, "message": error.message, "dependencies": error.dependencies}
+            _send(events, {"event": "error", **told})
             if request["debug"]:
                 raise
     sys.stdout.flush()
@@ -156,7 +154,7 @@ def prepare(
 
 
 def _work(request: Mapping[str, Any], events: TextIO, answers: SimpleQueue[str]) -> dict[str, Any]:
-    """Build and compile; where it doesn't export or lower, by torch.compile if allowed; returns Compiled's fields."""
+    """Build and compile; returns the fields of Compiled. A failure says whether it would happen again."""
 
     def phase(name: str) -> None:
         _send(events, {"event": "phase", "name": name})
@@ -170,18 +168,20 @@ def _work(request: Mapping[str, Any], events: TextIO, answers: SimpleQueue[str])
     settings = Settings.from_json(request["settings"])
     built = build_model(settings, request["device"], phase)
     try:
-        return _compile(request, settings, built, phase, lock)
-    except (ExportError, CompileError) as error:
-        if (
-            error.stage not in request["jit"]
-            or isinstance(error, IndexingError)
-            or (isinstance(error, CompileError) and _is_the_machines(error))
-        ):
-            raise
-        _send(events, {"event": "step", "stage": error.stage, "message": error.message})
-        result = _jit(request, settings, built, phase)
-        result["content"]["reason"] = {"stage": error.stage, "message": error.message}
-        return result
+        try:
+            return _compile(request, settings, built, phase, lock)
+        except (ExportError, CompileError) as error:
+            machines = isinstance(error, CompileError) and _is_the_machines(error)
+            if error.stage not in request["jit"] or isinstance(error, IndexingError) or machines:
+                raise
+            _send(events, {"event": "step", "stage": error.stage, "message": error.message})
+            result = _jit(request, settings, built, phase)
+            result["content"]["reason"] = {"stage": error.stage, "message": error.message}
+            return result
+    except AppError as error:
+        if not _is_the_machines(error):
+            error.dependencies = built.dependencies
+        raise
 
 
 def _is_the_machines(error: BaseException | None) -> bool:
@@ -238,7 +238,7 @@ def _compile(
         phase("compile")
         folder = staging / ARTIFACT
         folder.mkdir()
-        content = {"spec": made.exported.spec.to_json(), "constants": None}
+        content = {"spec": made.exported.spec.to_json(), "constants": None, "example": made.workload.sizes()}
         if settings.mode.engine == OPENVINO:
             from . import openvino
 
@@ -262,15 +262,12 @@ def _verify(
     settings: Settings, made: Prepared, judge: Judge, *, folder: Path, content: Any, weights: Path | None
 ) -> list[dict[str, Any]]:
     """Load the artifact, for the first time anywhere, and judge it; nothing refused leaves this process."""
-    from .. import verdict
-    from ..config import BATCH
     from ..runtime.model import load
 
     # of a live module's outputs the classes are in the process that asked
     spec = {**content["spec"], **made.exported.plain.structure}
     model = load(folder, {**content, "spec": spec}, made.workload.device, weights=weights)
-    wanted = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, content["spec"]["dims"].get(BATCH))
-    return _judge(settings, judge, model, wanted)
+    return _judge(settings, made.workload, judge, model, content)
 
 
 def _jit(
@@ -278,7 +275,6 @@ def _jit(
 ) -> dict[str, Any]:
     """Compile by torch.compile. The request's lock is enough: no other request leads to the same object."""
     from .. import verdict
-    from ..config import BATCH
     from ..keys import Key
     from ..verify import Judge
     from . import jit, lower
@@ -290,13 +286,13 @@ def _jit(
     (staging / ARTIFACT).mkdir()
     provenance = {"compiler": lower.check_compiler()}
     lower.check_options(settings.inductor_options)
-    batch = built.workload.dims.get(BATCH)
-    limits = (batch.min, batch.max) if batch is not None else None
-    calls = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, limits)
+    dims, example = {name: (dim.min, dim.max) for name, dim in built.workload.dims.items()}, built.workload.sizes()
+    calls = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, dims, example)
     key = jit.key_of(Key(request["factors"]), built.module, built.dependencies)
     model, content = jit.compile_module(settings, built.workload, built.module, calls, staging / ARTIFACT)
+    content["example"] = example
     phase("verify")
-    cases = _judge(settings, Judge(built.workload, built.module), model, calls)
+    cases = _judge(settings, built.workload, Judge(built.workload, built.module), model, content)
     if jit.key_of(Key(request["factors"]), built.module, built.dependencies) != key:
         raise VerifyError("the model changes its own state while it runs: loading, which runs it, would too")
     return {
@@ -312,12 +308,18 @@ def _jit(
 
 
 def _judge(
-    settings: Settings, judge: Judge, model: Callable[..., Any], wanted: Sequence[tuple[int, int]]
+    settings: Settings, workload: Workload, judge: Judge, model: Callable[..., Any], content: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    from .. import verdict
+    """Compare over the range that was compiled; raises VerifyError where nothing of it may be served."""
+    from .. import extent, verdict
 
-    cases: list[Case] = [judge.case(model, size, seed) for size, seed in wanted]
-    refusal = verdict.refusal(cases, settings.verify.multiple, settings.precision.floor)
-    if refusal is not None:
-        raise VerifyError(refusal)
+    dims, example = content["spec"]["dims"], content["example"]
+    wanted = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, dims, example)
+    floor, kinds = settings.precision.floor, workload.kinds(example)
+    cases = extent.compare(
+        judge, model, wanted, dims=dims, example=example, kinds=kinds, verify=settings.verify, floor=floor
+    )
+    found = verdict.extent(cases, dims, example, settings.verify.multiple, floor)
+    if found.refusal is not None:
+        raise VerifyError(found.refusal)
     return [case.to_json() for case in cases]

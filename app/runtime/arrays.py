@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, LoadError
+from ..verdict import Extent
 from .batches import Arrays
 from .container import Address, Container, functions_of
 from .model import LIBRARY, WEIGHTS, CompiledModel
@@ -107,8 +108,8 @@ def set_num_threads(number: int) -> None:
 class ArrayBoundary(Boundary):
     """A CallSpec made ready for calls with numpy arrays."""
 
-    def __init__(self, spec: CallSpec) -> None:
-        super().__init__(spec, "cpu", ARRAYS)
+    def __init__(self, spec: CallSpec, extent: Extent | None = None) -> None:
+        super().__init__(spec, "cpu", ARRAYS, extent)
         self._dtypes = [numpy_dtype(item.dtype) for item in spec.inputs]
         _, schema = json.loads(spec.out_spec)
         self._build = _builder(schema)
@@ -284,6 +285,7 @@ def load(
     weights: Path | None = None,
     num_runners: int = 1,
     buckets: Mapping[str, Sequence[int]] | None = None,
+    extent: Extent | None = None,
 ) -> CompiledModel:
     """Load the library of an artifact, to be called with arrays; as `model.load` does for tensors.
 
@@ -297,7 +299,7 @@ def load(
             raise LoadError("the artifact's weights are external, and none were given")
         constants = load_constants(weights / WEIGHTS, content["constants"])
     dtypes = [item.dtype for item in spec.inputs]
-    boundary = ArrayBoundary(spec)
+    boundary = ArrayBoundary(spec, extent)
     runner = ArrayRunner(folder / LIBRARY, dtypes, num_runners=num_runners, constants=constants)
     return CompiledModel(runner, boundary, mixing=content.get("mixing"), buckets=buckets)
 

@@ -8,6 +8,7 @@ still works and compiles the kernels again. See docs/adr/0009-jit-rung.md.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import os
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 from ..errors import LoadError
+from ..verdict import Draw, Extent, within
 from .spec import CallSpec
 from .tensors import TensorBoundary
 
@@ -40,14 +42,36 @@ class JitModel:
         spec: What it may be called with; its output's structure is the module's own business.
         device: `cpu` or `cuda:N`.
         options: Inductor's options.
+        extent: The sizes that are served; None serves all of the spec.
+
+    Attributes:
+        boundary: What its calls are checked by.
     """
 
-    def __init__(self, module: nn.Module, spec: CallSpec, device: str, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: CallSpec,
+        device: str,
+        options: Mapping[str, Any],
+        extent: Extent | None = None,
+    ) -> None:
         # sets Inductor's own switch too, which is part of its caches' keys
         torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         self.spec = spec
-        self._boundary = TensorBoundary(spec, device)
+        self.boundary = TensorBoundary(spec, device, extent)
         self._compiled = torch.compile(module, dynamic=bool(spec.dims), options=dict(options))
+
+    @property
+    def whole(self) -> JitModel:
+        """The same at all sizes of the spec, to be compared at one that isn't served."""
+        other = copy.copy(self)
+        other.boundary = self.boundary.whole
+        return other
+
+    def stats(self) -> dict[str, Any]:
+        """Calls of sizes that nobody has compared."""
+        return {"beyond": self.boundary.num_beyond}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.
@@ -55,7 +79,7 @@ class JitModel:
         Raises:
             InputError: an input differs from what was verified; the message names it.
         """
-        values = self._boundary.check(self._boundary.bind(args, kwargs))
+        values = self.boundary.check(self.boundary.bind(args, kwargs))
         given = list(zip(self.spec.inputs, values, strict=True))
         positional = [value for item, value in given if not item.keyword]
         keyword = {item.name: value for item, value in given if item.keyword}
@@ -75,7 +99,8 @@ def load(
     device: str,
     *,
     inductor: Mapping[str, Any],
-    call: Callable[[int, int], tuple[tuple[Any, ...], dict[str, Any]]],
+    call: Callable[[Draw], tuple[tuple[Any, ...], dict[str, Any]]],
+    extent: Extent | None = None,
 ) -> JitModel:
     """Compile from an artifact: every path that was verified is taken once, and no compiler runs.
 
@@ -83,11 +108,12 @@ def load(
 
     Args:
         folder: Where the artifact's files are.
-        content: The manifest's content: `spec`, `cxx`, and the `calls` of the worker as batch and seed.
+        content: The manifest's content: `spec`, `cxx`, and the `calls` of the worker.
         module: The eager module.
         device: `cpu` or `cuda:N`.
         inductor: Inductor's options, as the config gives them.
-        call: Batch size and seed -> the arguments of a call.
+        call: A draw -> the arguments of a call.
+        extent: The sizes that are served; None serves all of the spec.
 
     Raises:
         LoadError: torch can't use it here.
@@ -97,10 +123,12 @@ def load(
     try:
         with _private_cache(), kernels(source=folder):
             torch.compiler.load_cache_artifacts((folder / ARTIFACTS).read_bytes())
-            model = JitModel(module, spec, device, options)
-            for batch, seed in content["calls"]:
-                args, kwargs = call(batch, seed)
-                model(*args, **kwargs)
+            model = JitModel(module, spec, device, options, extent)
+            for each in content["calls"]:
+                draw = Draw(**each)
+                if extent is None or within(draw.sizes, extent.compared):
+                    args, kwargs = call(draw)
+                    model(*args, **kwargs)
     except Exception as error:  # torch raises whatever its unpickling and compiling raise
         raise LoadError(f"torch.compile can't use what was kept: {cause(error)}") from error
     return model

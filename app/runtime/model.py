@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import BATCH, OPENVINO
 from ..errors import CaptureError, InputError, LoadError
+from ..verdict import Extent
 from .ladder import InEvalMode
 from .plans import Latencies, Plan, Planner, Step
 from .runner import Runner
@@ -48,6 +49,7 @@ class CompiledModel(InEvalMode):
         constants: The manifest's, where the weights are external.
 
     Attributes:
+        boundary: What its calls are checked by.
         unpaddable: Why calls are not padded in a dimension; for the batch nor split.
         sizes_seen: How many calls each batch size had; those that compare and time the model are no traffic.
     """
@@ -64,7 +66,7 @@ class CompiledModel(InEvalMode):
         spec = self.spec = boundary.spec
         self.unpaddable = {**spec.unpaddable, **(mixing or {})}
         self.sizes_seen: Counter[int] = Counter()
-        self._runner, self._boundary, self._constants = runner, boundary, constants
+        self._runner, self.boundary, self._constants = runner, boundary, constants
         self._axes = spec.in_axes()
         self._batch = next(((number, axis) for number, axis in enumerate(self._axes) if axis is not None), None)
         self._buckets = {
@@ -85,11 +87,21 @@ class CompiledModel(InEvalMode):
         """A combination by the dimensions' names."""
         return dict(zip(self._buckets, others, strict=True))
 
+    @property
+    def batch_range(self) -> tuple[int, int]:
+        """Smallest and largest batch size that is served; a batch of one where there is no such dimension."""
+        return self.boundary.extent.possible.get(BATCH, (1, 1))
+
+    @property
+    def whole(self) -> CompiledModel:
+        """The same artifact at all sizes that were compiled, to be compared at one that isn't served."""
+        return CompiledModel(self._runner, self.boundary.whole)
+
     def use(self, latencies: Mapping[Others, Latencies]) -> None:
         """Plan calls by these latencies from now on, by the other dimensions' buckets; before, each runs as it is."""
         if BATCH in self.unpaddable:
             return
-        least, most = self.spec.dims[BATCH]
+        least, most = self.batch_range
         self._planners = {others: Planner(known, most, least) for others, known in latencies.items()}
         # beyond the largest buckets only the dynamic artifact runs
         beyond = latencies[max(latencies, key=math.prod)]
@@ -107,10 +119,10 @@ class CompiledModel(InEvalMode):
             InputError: an input differs from what was compiled; the message names it.
             CaptureError: the CUDA graphs must not be replayed any more.
         """
-        boundary = self._boundary
+        boundary = self.boundary
         tensors = boundary.check(boundary.bind(args, kwargs))
         if self._batch is None:
-            return self._boundary.restore(self._runner(tensors))
+            return self.boundary.restore(self._runner(tensors))
         number, axis = self._batch
         rows = tensors[number].shape[axis]
         planner = self._planners.get(self._others_of(tensors) if self._buckets else ()) if self._planners else None
@@ -125,12 +137,12 @@ class CompiledModel(InEvalMode):
         if self._batch is not None:
             number, axis = self._batch
             self.sizes_seen[tensors[number].shape[axis]] += 1
-        return self._boundary.restore(found)
+        return self.boundary.restore(found)
 
     def by(self, plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run the model by a plan that covers the call's rows; raises as a call does."""
         tensors = self._checked(args, kwargs)
-        return self._boundary.restore(self._run_plan(plan, tensors))
+        return self.boundary.restore(self._run_plan(plan, tensors))
 
     def overheads(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Callable[[], object]]:
         """What padding and splitting such a call cost besides running it: the same steps around nothing."""
@@ -144,7 +156,7 @@ class CompiledModel(InEvalMode):
             return [v if out is None else v.narrow(out, 0, size) for v, out in zip(outputs, outs, strict=True)]
 
         def around(*steps: Step) -> Callable[[], object]:
-            return lambda: self._boundary.arrays.run(Plan(steps, 0.0), tensors, self._axes, outs, nothing)
+            return lambda: self.boundary.arrays.run(Plan(steps, 0.0), tensors, self._axes, outs, nothing)
 
         if rows == 1:
             return {}
@@ -184,7 +196,7 @@ class CompiledModel(InEvalMode):
             raise CaptureError(self.uncapturable)
         from .graphs import CudaGraphOptimizer
 
-        low, high = self.spec.dims[BATCH]
+        low, high = self.batch_range
         names = [item.name for item in self.spec.inputs]
         graphs = CudaGraphOptimizer(self._runner, mechanism, addresses=self._runner.addresses, names=names, **options)
         within = [size for size in batch_sizes if low <= size <= high]
@@ -198,7 +210,7 @@ class CompiledModel(InEvalMode):
         assert self._graphs is not None
         with torch.inference_mode():
             for size in self.captured:
-                inputs = self.spec.drawn({BATCH: size[0], **self.sizes(size[1:])}, self._boundary.device)
+                inputs = self.spec.drawn({BATCH: size[0], **self.sizes(size[1:])}, self.boundary.device)
                 pairs = zip(self._graphs.replay(size, inputs, clone=True), self._runner(inputs), strict=True)
                 if not all(a is b or _close(a, b) for a, b in pairs):
                     return f"batch {_text(size)}"
@@ -216,12 +228,15 @@ class CompiledModel(InEvalMode):
         return others is not None and all((step.bucket, *others) in self.captured for step in steps)
 
     def stats(self) -> dict[str, Any]:
-        """Calls by batch size; with graphs, what they did, the share of calls they serve, and of rows that pad.
+        """Calls by batch size, and how many were of sizes that nobody has compared.
+
+        With graphs, what they did, the share of calls they serve, and of rows that pad.
 
         Where other dimensions have buckets, shares are those of calls at the largest.
         """
         seen = dict(sorted(self.sizes_seen.items()))
         found: dict[str, Any] = {"batch_sizes": {str(size): calls for size, calls in seen.items()}}
+        found["beyond"] = self.boundary.num_beyond
         if self._graphs is not None:
             others = self.others[-1]
             computed = sum((size + self.plan(size, others).padding) * calls for size, calls in seen.items())
@@ -238,10 +253,10 @@ class CompiledModel(InEvalMode):
         return found
 
     def _checked(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-        return self._boundary.check(self._boundary.bind(args, kwargs))
+        return self.boundary.check(self.boundary.bind(args, kwargs))
 
     def _blank(self, size: tuple[int, ...]) -> list[torch.Tensor]:
-        return self.spec.blank({BATCH: size[0], **self.sizes(size[1:])}, self._boundary.device)
+        return self.spec.blank({BATCH: size[0], **self.sizes(size[1:])}, self.boundary.device)
 
     def others_of(self, sizes: Mapping[str, int]) -> Others | None:
         """The buckets that hold these sizes of the other dimensions; None beyond the largest."""
@@ -261,7 +276,7 @@ class CompiledModel(InEvalMode):
         if not others and (first.bucket is None or first.bucket == first.rows):
             return self._run(tensors, first.bucket)
         run = partial(self._run, clone=len(plan.steps) > 1)  # a step's outputs outlive the next step's replay
-        return self._boundary.arrays.run(plan, tensors, self._axes, self.spec.out_axes[BATCH], run)
+        return self.boundary.arrays.run(plan, tensors, self._axes, self.spec.out_axes[BATCH], run)
 
     def _run(self, tensors: list[torch.Tensor], bucket: int | None, *, clone: bool = False) -> list[torch.Tensor]:
         """Replay the bucket's graph; where it has none, the dynamic artifact runs."""
@@ -279,9 +294,7 @@ class CompiledModel(InEvalMode):
         outputs = graphs.replay((bucket, *others), tensors, clone=clone)
         for dim, size in zip(self._buckets, before, strict=True):
             axes = self.spec.out_axes[dim]
-            outputs = [
-                self._boundary.arrays.cut(value, axis, size) for value, axis in zip(outputs, axes, strict=True)
-            ]
+            outputs = [self.boundary.arrays.cut(value, axis, size) for value, axis in zip(outputs, axes, strict=True)]
         return outputs
 
     def check_state_dict(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -355,6 +368,7 @@ def load(
     num_runners: int = 1,
     single_threaded: bool = False,
     buckets: Mapping[str, Sequence[int]] | None = None,
+    extent: Extent | None = None,
 ) -> CompiledModel:
     """Load an artifact by its engine.
 
@@ -367,6 +381,7 @@ def load(
         num_runners: How many calls may run at the same time.
         single_threaded: Load it so that CUDA graphs can be captured: one call at a time.
         buckets: Sizes of named dimensions beyond the batch.
+        extent: The sizes that are served; None serves all that were compiled.
 
     Raises:
         LoadError: the library or the weights can't be loaded.
@@ -390,7 +405,7 @@ def load(
         )
     return CompiledModel(
         runner,
-        TensorBoundary(CallSpec.from_json(content["spec"]), device),
+        TensorBoundary(CallSpec.from_json(content["spec"]), device, extent),
         mixing=content.get("mixing"),
         buckets=buckets,
         constants=content["constants"],

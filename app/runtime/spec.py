@@ -6,13 +6,15 @@ Imports no torch: what is checked is the same of torch's tensors (tensors.py) an
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ..config import BATCH
 from ..errors import InputError
+from ..verdict import Extent, within
 from .batches import Arrays
 
 if TYPE_CHECKING:
@@ -170,14 +172,36 @@ class Boundary(ABC):
         spec: What the program may be called with.
         device: `cpu` or `cuda:N`.
         arrays: How rows of its inputs are cut and joined.
+        extent: The sizes that are served; None serves all that the program takes.
+
+    Attributes:
+        extent: The sizes that are served.
+        beyond: Asked of sizes in that range that nobody has compared: why they aren't served, or None.
+        num_beyond: Calls of such sizes that were served.
     """
 
-    def __init__(self, spec: CallSpec, device: str, arrays: Arrays) -> None:
+    def __init__(self, spec: CallSpec, device: str, arrays: Arrays, extent: Extent | None = None) -> None:
         self.spec, self.device, self.arrays = spec, device, arrays
+        self.extent = extent or Extent(spec.dims, spec.dims)
+        self.beyond: Callable[[Mapping[str, int]], str | None] = lambda _: None
+        self.num_beyond = 0
         self._positional = [item.name for item in spec.inputs if not item.keyword]
         self._in_order = len(spec.inputs) if len(self._positional) == len(spec.inputs) else -1
         self._known: set[tuple[Any, ...]] = set()  # shapes of inputs that were checked together
         self._constants = {int(position): value for position, value in spec.out_constants.items()}
+
+    @property
+    def whole(self) -> Self:
+        """The same without an extent."""
+        other = copy.copy(self)
+        other.beyond = lambda _: None
+        other.serve(Extent(self.spec.dims, self.spec.dims))
+        return other
+
+    def serve(self, extent: Extent) -> None:
+        """Serve other sizes from now on."""
+        self.extent = extent
+        self._known = set()
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
         """Arguments in the program's order, each named as `forward` names it.
@@ -231,7 +255,11 @@ class Boundary(ABC):
                 raise InputError(f"input {spec.name!r} has the shape {list(shape)}, expected {spec}")
             for axis, (size, wanted) in enumerate(zip(shape, spec.shape, strict=True)):
                 self._check_size(spec, axis, size, wanted, sizes)
-        if len(self._known) < MOST_KNOWN:
+        if not within(sizes, self.extent.compared):
+            if (why := self.beyond(sizes)) is not None:
+                raise InputError(why)
+            self.num_beyond += not within(sizes, self.extent.compared)  # unless that was compared now
+        elif len(self._known) < MOST_KNOWN:
             self._known.add(shapes)
 
     def _check_size(self, spec: InputSpec, axis: int, size: int, wanted: int | str, sizes: dict[str, int]) -> None:
@@ -247,6 +275,12 @@ class Boundary(ABC):
             raise InputError(
                 f"input {spec.name!r} has {wanted}={size}, outside of {low} to {high}, which was compiled; "
                 f"set model.dims.{wanted}.{'min' if size < low else 'max'}"
+            )
+        low, high = self.extent.possible[wanted]
+        if not low <= size <= high:
+            raise InputError(
+                f"input {spec.name!r} has {wanted}={size}, and only {low} to {high} were right when compared "
+                "with eager"
             )
 
     def _leaves(self, outputs: Sequence[Any]) -> list[Any]:

@@ -17,6 +17,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..errors import InputError, LoadError
+from ..verdict import Extent
 from .batches import Arrays, Axes
 from .container import Address
 from .spec import Boundary, CallSpec, InputSpec
@@ -41,8 +42,8 @@ TENSORS = Arrays(torch.concatenate, torch.broadcast_to, torch.Tensor.contiguous)
 class TensorBoundary(Boundary):
     """A CallSpec made ready for calls with tensors on one device."""
 
-    def __init__(self, spec: CallSpec, device: str) -> None:
-        super().__init__(spec, device, TENSORS)
+    def __init__(self, spec: CallSpec, device: str, extent: Extent | None = None) -> None:
+        super().__init__(spec, device, TENSORS, extent)
         self._device = torch.device(device)
         self._kind = self._device.type
         self._dtypes = [item.torch_dtype for item in spec.inputs]

@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 from ..config import BATCH, DimConfig, ModelConfig, Settings, resolve_callable
 from ..errors import AppError, BuildError, ConfigError, first_line
-from . import examples
+from ..verdict import RANDOM, Draw
+from . import examples, kinds
 from .checkpoint import load_into
 from .inputs import TensorInput, draw, inputs_of_program
 
@@ -63,15 +64,27 @@ class Workload:
 
     def call(self, batch: int | None = None, seed: int = 0, others: Mapping[str, int] | None = None) -> Call:
         """Arguments of `forward` at a batch size: equal for equal arguments, in every process."""
-        sizes = self.sizes(batch, others)
-        if self.make_inputs is not None:
-            made = self.make_inputs(sizes, seed)
-            values = {spec.name: _as_tensor(made, spec, sizes) for spec in self.inputs}
-        else:
-            values = {spec.name: draw(spec, sizes, seed) for spec in self.inputs}
+        return self.call_of(Draw(self.sizes(batch, others), seed))
+
+    def call_of(self, asked: Draw) -> Call:
+        """Arguments of `forward` as a draw asks for them."""
+        values = self._values(asked)
+        if asked.kind != RANDOM:
+            values = kinds.changed(asked.kind, self.inputs, values)
         on_device = {name: value.to(self.device) for name, value in values.items()}
         positional = tuple(on_device[spec.name] for spec in self.inputs if not spec.keyword)
         return positional, {spec.name: on_device[spec.name] for spec in self.inputs if spec.keyword}
+
+    def kinds(self, sizes: Mapping[str, int]) -> list[str]:
+        """The kinds of values that the inputs can have besides random ones."""
+        return kinds.kinds_of(self.inputs, self._values(Draw(sizes)))
+
+    def _values(self, asked: Draw) -> dict[str, torch.Tensor]:
+        sizes = dict(asked.sizes)
+        if self.make_inputs is not None:
+            made = self.make_inputs(sizes, asked.seed)
+            return {spec.name: _as_tensor(made, spec, sizes) for spec in self.inputs}
+        return {spec.name: draw(spec, sizes, asked.seed) for spec in self.inputs}
 
     @property
     def batched(self) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import BuildError
 from .inputs import TensorInput
+from .kinds import is_mask
 
 # Tables larger than this aren't probed at their ends.
 _LARGEST_TABLE = 1 << 24
@@ -45,8 +46,8 @@ class Examples:
         known = self.tensors[spec.name].reshape(-1)
         if spec.low is not None and spec.high is not None and spec.high - spec.low <= _LARGEST_TABLE:
             known = torch.cat([known, torch.tensor([int(spec.low), int(spec.high) - 1], dtype=known.dtype)])
-        elif value.dtype == torch.bool:
-            known = torch.tensor([False, True])
+        elif is_mask(spec, known):
+            known = torch.tensor([0, 1], dtype=known.dtype)
         else:  # any is fine, and a single one would not show what depends on it
             known = torch.cat([known, known + 1])
         return known[torch.randint(len(known), value.shape, generator=generator)]

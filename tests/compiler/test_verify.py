@@ -12,7 +12,7 @@ from torch import nn
 
 from app.config import DimConfig
 from app.record import Record
-from app.verdict import refusal, summarise
+from app.verdict import Draw, refusal, summarise
 from app.verify import Judge
 from app.workloads import AtPrecision, Workload
 from app.workloads.inputs import TensorInput
@@ -37,7 +37,7 @@ def workload(module, inputs=X):
 
 
 def judged(module, compiled, inputs=X, eager=None):
-    found = Judge(workload(module, inputs), eager or module).case(compiled, 3, 0)
+    found = Judge(workload(module, inputs), eager or module).case(compiled, Draw({"batch": 3}, 0))
     return found, found.refusal(MULTIPLE, FLOOR)
 
 
@@ -55,7 +55,7 @@ def mlp():
 def test_a_right_module_passes_with_its_own_figures(mlp):
     found, why = judged(mlp, copy.deepcopy(mlp))
     assert why is None
-    assert (found.batch, found.seed, found.reference, found.problem) == (3, 0, "float64", None)
+    assert (found.draw.sizes, found.draw.seed, found.reference, found.problem) == ({"batch": 3}, 0, "float64", None)
     assert found.rel_l2 == found.eager_rel_l2
     assert 0 < found.rel_l2 < 1e-6
     assert 0 < found.max_abs < 1e-5
@@ -263,13 +263,13 @@ def test_a_module_that_cannot_run_in_float64_is_judged_by_eager_and_says_so():
 
 
 def test_the_module_itself_is_left_in_its_own_precision(mlp):
-    Judge(workload(mlp), mlp).case(mlp, 2, 0)
+    Judge(workload(mlp), mlp).case(mlp, Draw({"batch": 2}, 0))
     assert {value.dtype for value in mlp.parameters()} == {torch.float32}
 
 
 def test_bf16_is_allowed_its_own_rounding_and_no_more(mlp):
     half = AtPrecision(mlp, torch.bfloat16)
-    found = Judge(workload(mlp), half).case(copy.deepcopy(half), 3, 0)
+    found = Judge(workload(mlp), half).case(copy.deepcopy(half), Draw({"batch": 3}, 0))
     assert 1e-4 < found.rel_l2 == found.eager_rel_l2 < 2e-2
     assert found.refusal(MULTIPLE, 1e-2) is None
     assert refusal([found], MULTIPLE, FLOOR) is None  # eager's own error is the measure
@@ -292,19 +292,19 @@ def test_bf16_without_float64_is_judged_by_the_module_before_the_cast(mlp):
     module = NotInFloat64(mlp)
     half = AtPrecision(module, torch.bfloat16)
     judge = Judge(workload(module), half)
-    found = judge.case(copy.deepcopy(half), 3, 0)
+    found = judge.case(copy.deepcopy(half), Draw({"batch": 3}, 0))
     assert found.reference == "original"
     assert 1e-4 < found.rel_l2 == found.eager_rel_l2 < 2e-2
     assert summarise([found], MULTIPLE, 1e-2).passed
-    assert judge.case(mlp, 3, 0).rel_l2 < 1e-6, "fp32 is no further from itself"
-    assert not summarise([judge.case(lambda x: 1.2 * half(x), 3, 0)], MULTIPLE, 1e-2).passed
+    assert judge.case(mlp, Draw({"batch": 3}, 0)).rel_l2 < 1e-6, "fp32 is no further from itself"
+    assert not summarise([judge.case(lambda x: 1.2 * half(x), Draw({"batch": 3}, 0))], MULTIPLE, 1e-2).passed
 
 
 def test_equal_batch_and_seed_judge_equal_inputs(mlp):
     seen = []
     judge = Judge(workload(mlp), mlp)
     for batch, seed in ((2, 0), (2, 0), (2, 1), (3, 0)):
-        judge.case(lambda x: seen.append(x) or mlp(x), batch, seed)
+        judge.case(lambda x: seen.append(x) or mlp(x), Draw({"batch": batch}, seed))
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
     assert [len(x) for x in seen] == [2, 2, 2, 3]

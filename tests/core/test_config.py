@@ -393,6 +393,8 @@ OTHERS = {
     "threads": 3,
     "cache.dir": "/elsewhere",
     "size_limit": "1 GB",
+    "verify.memory": "1 GB",
+    "beyond": "eager",
     "trust": "none",
     "keys": ["ab" * 32],
     "signing_key": "k.pem",

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.record import Record
-from app.verdict import Case, plan, refusal, summarise
+from app.verdict import Case, Draw, extent, plan, refusal, summarise
 
 
-def case(rel_l2=1e-7, eager=1e-7, **changed):
-    known = {"batch": 4, "seed": 1, "reference": "float64", "max_abs": 1e-6, "problem": None}
-    return Case(rel_l2=rel_l2, eager_rel_l2=eager, **{**known, **changed})
+def case(rel_l2=1e-7, eager=1e-7, batch=4, seed=1, sizes=None, kind="random", **changed):
+    known = {"reference": "float64", "max_abs": 1e-6, "problem": None}
+    draw = Draw(sizes or {"batch": batch}, seed, kind)
+    return Case(draw, rel_l2=rel_l2, eager_rel_l2=eager, **{**known, **changed})
 
 
 errors = st.floats(0, 1e3)
@@ -89,6 +90,78 @@ def test_a_verdict_is_by_the_weakest_reference_of_its_cases():
     assert [summarise(cases[:count], 3.0, 1e-5).reference for count in (1, 2, 3)] == ["float64", "original", "eager"]
 
 
+# Extent
+
+DIMS, EXAMPLE = {"batch": (1, 64), "h": (1, 32)}, {"batch": 4, "h": 8}
+
+
+def at(batch=4, h=8, *, wrong=False, **changed):
+    return case(sizes={"batch": batch, "h": h}, problem="is wrong" if wrong else None, **changed)
+
+
+def judged(*cases):
+    return extent(cases, DIMS, EXAMPLE, 3.0, 1e-5)
+
+
+def test_what_was_compared_and_right_is_what_is_served():
+    found = judged(at(), at(batch=1), at(batch=16), at(h=1), at(h=17))
+    assert found.refusal is None
+    assert found.compared == {"batch": (1, 16), "h": (1, 17)}
+    assert found.possible == DIMS
+    assert found.narrowed == []
+
+
+def test_a_wrong_size_narrows_its_own_dimension_and_the_words_say_from_where_to_where_and_why():
+    found = judged(at(), at(h=2, wrong=True), at(h=3), at(batch=1), at(h=1, wrong=True), at(h=31, wrong=True))
+    assert found.refusal is None
+    assert found.possible == {"batch": (1, 64), "h": (3, 30)}
+    assert found.compared == {"batch": (1, 4), "h": (3, 8)}
+    (words,) = found.narrowed
+    assert words.startswith("h is served from 3 to 30 instead of 1 to 32: ")
+    assert "batch 4, h 2, seed 1: is wrong" in words
+
+
+def test_what_is_wrong_in_several_dimensions_at_once_is_left_out_by_one_that_is_no_batch():
+    found = judged(at(), at(h=1), at(batch=1), at(batch=1, h=1, wrong=True))
+    assert found.possible == {"batch": (1, 64), "h": (2, 32)}
+
+
+def test_a_combination_that_is_left_out_by_a_dimension_of_its_own_narrows_no_other():
+    found = judged(at(), at(batch=1, wrong=True), at(batch=2), at(batch=1, h=1, wrong=True), at(h=1))
+    assert found.possible == {"batch": (2, 64), "h": (1, 32)}
+
+
+def test_what_is_wrong_at_the_examples_sizes_serves_nowhere():
+    assert judged(at(wrong=True), at(batch=1)).refusal == "batch 4, h 8, seed 1: is wrong"
+    assert judged(at(), at(batch=3, kind="zeros", wrong=True)).refusal == "batch 3, h 8, zeros: is wrong"
+
+
+def test_what_the_module_itself_refuses_is_no_fault_of_values_and_the_end_of_sizes():
+    dropped = {"dropped": "the module itself raises ValueError"}
+    found = judged(at(), at(kind="NaN in a row", **dropped), at(h=32, **dropped))
+    assert found.refusal is None
+    assert found.possible["h"] == (1, 31)
+    info = summarise([at(), at(kind="zeros", **dropped)], 3.0, 1e-5, found)
+    assert info.dropped == ["batch 4, h 8, zeros: the module itself raises ValueError"]
+    assert len(info.cases) == 1
+    assert info.served == {"batch": [4, 4], "h": [8, 8]}
+
+
+sizes = st.fixed_dictionaries({"batch": st.integers(1, 64), "h": st.integers(1, 32)})
+
+
+@given(st.lists(st.tuples(sizes, st.booleans()), max_size=12))
+def test_no_wrong_size_is_ever_served_and_the_example_always_is(tried):
+    cases = [at(), *(at(**each, wrong=wrong) for each, wrong in tried if each != EXAMPLE)]
+    found = judged(*cases)
+    assert found.refusal is None
+    for dim, size in EXAMPLE.items():
+        assert found.compared[dim][0] <= size <= found.compared[dim][1]
+    for each, wrong in tried:
+        inside = all(low <= each[dim] <= high for dim, (low, high) in found.possible.items())
+        assert not (wrong and inside and each != EXAMPLE)
+
+
 # Plan
 
 
@@ -106,7 +179,10 @@ def test_a_verdict_is_by_the_weakest_reference_of_its_cases():
     ],
 )
 def test_the_plan_is_the_smallest_an_odd_one_and_the_largest_asked_for(sizes, batch, planned):
-    assert plan(sizes, [0], batch) == [(size, 0) for size in planned]
+    dims = {"batch": batch} if batch is not None else {}
+    found = plan(sizes, [0], {**dims, "seq": (1, 64)}, {**dict.fromkeys(dims, 4), "seq": 16})
+    assert [draw.sizes.get("batch", 1) for draw in found] == planned
+    assert {(draw.sizes["seq"], draw.seed) for draw in found} == {(16, 0)}
 
 
 @given(
@@ -119,7 +195,8 @@ def test_the_plan_is_the_smallest_an_odd_one_and_the_largest_asked_for(sizes, ba
 )
 def test_every_planned_size_is_allowed_and_every_seed_is_drawn_at_each(drawn, seeds):
     (low, high), sizes = drawn
-    pairs = plan(sizes, seeds, (low, high))
+    found = plan(sizes, seeds, {"batch": (low, high)}, {"batch": low})
+    pairs = [(draw.sizes["batch"], draw.seed) for draw in found]
     planned = {size for size, _ in pairs}
     assert {low, max(sizes)} <= planned
     assert all(low <= size <= high for size in planned)
