@@ -27,6 +27,8 @@ SLURM = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "libs
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 # The environment that lint, types and tests share: nox would make one for each, and torch in each.
 SHARED = ROOT / ".nox" / f"dev-{sys.version_info.major}.{sys.version_info.minor}"
+# What `nox` alone runs: what takes no process or compile, and of the rest a test for each promise.
+SELECTED = "smoke or not slow"
 # Two files of tests at a time, in tests/conftest.py's order: a compile keeps one core busy and takes much memory.
 SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--durations=10")
 
@@ -50,20 +52,24 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the unit tests and a selection of the slow ones, which are marked `smoke`; `-- ARGS` go to pytest."""
     install_shared(session)
-    selected = session.posargs or ["-m", "smoke or not slow", *SIDE_BY_SIDE]
+    selected = session.posargs or ["-m", SELECTED, *SIDE_BY_SIDE]
     run_shared(session, "pytest", *selected, env={"APP_SOAK": "smoke"})
 
 
 @nox.session(venv_backend="none", default=False)
 def full(session: nox.Session) -> None:
-    """Run every test under coverage, the soak suites in reduced size; the limit of coverage holds."""
+    """Run every test, the soak suites in reduced size; the limit of coverage holds for the selection of `tests` alone.
+
+    Coverage's tracer costs a process a quarter to a half of its time, and the slow tests are processes.
+    """
     install_shared(session)
     # Lines, by a mechanism that costs next to nothing: Python has it since 3.12, and for branches since 3.14.
     core = {"COVERAGE_CORE": "sysmon"} if sys.version_info >= (3, 12) else {}
     run_shared(session, "coverage", "erase")
-    run_shared(session, "coverage", "run", "-m", "pytest", *SIDE_BY_SIDE, env=core)
+    run_shared(session, "coverage", "run", "-m", "pytest", "-m", SELECTED, *SIDE_BY_SIDE, env=core)
     run_shared(session, "coverage", "combine", "--quiet")
     run_shared(session, "coverage", "report")
+    run_shared(session, "pytest", "-m", f"not ({SELECTED})", *SIDE_BY_SIDE)
 
 
 @nox.session(venv_backend="none", default=False)

@@ -39,8 +39,14 @@ from .support import kept
 # A shell that starts the tests in the background has them ignore it, and so every run that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Everything that a test's run does alike: on the CPU, wherever a GPU may be, and measured no longer than it must.
-QUICK = ("device=cpu", "measure.budget_s=0.05", "measure.warmup=1", "measure.min_samples=3")
+# Everything that a test's run does alike: on the CPU, wherever a GPU may be, and measured and compared no longer than it must.
+QUICK = (
+    "device=cpu",
+    "measure.budget_s=0.05",
+    "measure.warmup=1",
+    "measure.min_samples=3",
+    "verify.budget_s=0.1",
+)
 # What is compiled once for all tests, by name. Autotuning is slow: the CNN stands for it.
 VARIANTS = {
     "cnn": ("model=cnn", "mode=max-autotune"),
