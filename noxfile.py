@@ -58,7 +58,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def full(session: nox.Session) -> None:
-    """Run every test, the soak suites in reduced size; the limit of coverage holds for the selection of `tests` alone.
+    """Run every test, the soak suites in reduced size; the limit of coverage holds for the tests that `nox` selects.
 
     Coverage's tracer costs a process a quarter to a half of its time, and the slow tests are processes.
     """

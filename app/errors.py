@@ -54,8 +54,8 @@ class ExportError(AppError):
     stage = "export"
 
 
-class IndexingError(ExportError):
-    """Indices can't be kept within their table: compiled code, torch.compile's too, would end the process."""
+class TrapError(ExportError):
+    """A value that eager raises at would end the process in compiled code, torch.compile's too."""
 
 
 class CompileError(AppError):

@@ -24,6 +24,7 @@ from ..runtime.spec import CallSpec, InputSpec
 from ..runtime.tensors import register_classes, register_dataclass, register_namedtuple
 from ..workloads import Workload
 from . import indices
+from .traps import refuse_division
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,13 @@ def export(workload: Workload, module: nn.Module) -> Exported:
         module: The module to export: the workload's own, or its copy at another precision.
 
     Raises:
-        ExportError: torch can't export it, or the program would keep state of its own, or an index can't be checked.
+        ExportError: torch can't export it, or the program would keep state of its own, or end the process.
     """
     program = workload.program if workload.program is not None and module is workload.module else None
     if program is None:
         program = _trace(workload, module)
     _refuse_state(program)
+    refuse_division(program)
     plain = _spec(workload, program)
     return Exported(program, replace(plain, **workload.structure) if workload.structure is not None else plain, plain)
 

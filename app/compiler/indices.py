@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..config import BATCH
-from ..errors import IndexingError
+from ..errors import TrapError
 from ..workloads import Workload
 
 # What gives the same integers again, among others perhaps, in another shape.
@@ -41,7 +41,7 @@ def ranges(program: ExportedProgram, declared: frozenset[str] = frozenset()) -> 
     """For each input that indexes a table, and isn't declared: lowest and upper bound (exclusive).
 
     Raises:
-        IndexingError: an input becomes an index in a way that can't be followed; the message says what to give.
+        TrapError: an input becomes an index in a way that can't be followed; the message says what to give.
     """
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     found = {}
@@ -60,7 +60,7 @@ def try_largest(program: ExportedProgram, workload: Workload) -> None:
     Of the batch only where the program counts its rows: for all others the largest would be run for nothing.
 
     Raises:
-        IndexingError: it fails there.
+        TrapError: it fails there.
     """
     if not _looks_up(program.graph_module):
         return
@@ -71,7 +71,7 @@ def try_largest(program: ExportedProgram, workload: Workload) -> None:
             with torch.inference_mode():
                 workload.module(*args, **kwargs)
         except (IndexError, RuntimeError) as error:
-            raise IndexingError(
+            raise TrapError(
                 f"the model fails at {dim}={largest}, which its range allows: {error}; lower model.dims.{dim}.max"
             ) from error
 
@@ -83,7 +83,7 @@ def _counts_rows(program: ExportedProgram, workload: Workload) -> bool:
     for name, item in zip(map(str, program.graph_signature.user_inputs), workload.inputs, strict=True):
         if BATCH in item.shape:
             rows |= _symbols(values[name].shape[item.shape.index(BATCH)])
-    counted = (node.meta["val"].shape for node in program.graph.nodes if _name_of(node) == "arange")
+    counted = (node.meta["val"].shape for node in program.graph.nodes if name_of(node) == "arange")
     return any(_symbols(size) & rows for shape in counted for size in shape)
 
 
@@ -95,7 +95,7 @@ def _looks_up(graph: torch.fx.GraphModule) -> bool:
     """Whether an operator takes a tensor of integers for something else than numbers."""
     return any(
         any(map(_looks_up, _parts(graph, node)))
-        or (any(map(_holds_integers, _tensors_into(node))) and not _takes_numbers(node, _name_of(node)))
+        or (any(map(holds_integers, _tensors_into(node))) and not _takes_numbers(node, name_of(node)))
         for node in graph.graph.nodes
         if node.op == "call_function"
     )
@@ -122,7 +122,7 @@ def _highest(graph: torch.fx.GraphModule, name: str, same: set[str], derived: se
         taken = {item.name for item in node.all_input_nodes} & (same | derived)
         if not taken:
             continue
-        operator, integers = _name_of(node), {item.name for item in node.all_input_nodes if _is_integer(item)} & taken
+        operator, integers = name_of(node), {item.name for item in node.all_input_nodes if _is_integer(item)} & taken
         parts = list(_parts(graph, node))
         for part in parts:
             # operands may come in any order: whatever is inside counts as made of the input
@@ -142,8 +142,8 @@ def _highest(graph: torch.fx.GraphModule, name: str, same: set[str], derived: se
     return high
 
 
-def _refused(name: str, operator: str) -> IndexingError:
-    return IndexingError(
+def _refused(name: str, operator: str) -> TrapError:
+    return TrapError(
         f"input {name!r} is used as an index ({operator}), in a range that can't be seen: "
         f"give ranges={{{name!r}: (lowest, highest + 1)}} if it holds integers, or pass it as integers"
     )
@@ -152,7 +152,7 @@ def _refused(name: str, operator: str) -> IndexingError:
 def _is_bounded(node: torch.fx.Node, operator: str) -> bool:
     """Whether a node gives nothing that values could take out of a table: booleans, sizes, places."""
     if operator == "getitem" and isinstance(node.args[0], torch.fx.Node):
-        return bool(node.args[1] == 1) and _name_of(node.args[0]) in _SECOND_BOUNDED
+        return bool(node.args[1] == 1) and name_of(node.args[0]) in _SECOND_BOUNDED
     return operator in _BOUNDED or getattr(node.meta.get("val"), "dtype", None) == torch.bool
 
 
@@ -170,7 +170,8 @@ def _parts(graph: torch.fx.GraphModule, node: torch.fx.Node) -> Iterator[torch.f
                 yield part
 
 
-def _name_of(node: torch.fx.Node) -> str:
+def name_of(node: torch.fx.Node) -> str:
+    """The operator of a node, without its overload."""
     packet = getattr(node.target, "overloadpacket", None)
     return packet.__name__ if packet is not None else getattr(node.target, "__name__", str(node.target))
 
@@ -179,10 +180,11 @@ def _is_integer(node: torch.fx.Node, dtypes: tuple[torch.dtype, ...] | None = No
     values = pytree.tree_leaves(node.meta.get("val"))
     return any(
         isinstance(value, torch.SymInt | int)
-        or (isinstance(value, torch.Tensor) and (value.dtype in dtypes if dtypes else _holds_integers(value)))
+        or (isinstance(value, torch.Tensor) and (value.dtype in dtypes if dtypes else holds_integers(value)))
         for value in values
     )
 
 
-def _holds_integers(value: torch.Tensor) -> bool:
+def holds_integers(value: torch.Tensor) -> bool:
+    """Whether its values can be indices."""
     return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)

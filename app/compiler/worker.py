@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..errors import AppError, CompileError, ExportError, IndexingError, VerifyError
+from ..errors import AppError, CompileError, ExportError, TrapError, VerifyError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -172,7 +172,7 @@ def _work(request: Mapping[str, Any], events: TextIO, answers: SimpleQueue[str])
             return _compile(request, settings, built, phase, lock)
         except (ExportError, CompileError) as error:
             machines = isinstance(error, CompileError) and _is_the_machines(error)
-            if error.stage not in request["jit"] or isinstance(error, IndexingError) or machines:
+            if error.stage not in request["jit"] or isinstance(error, TrapError) or machines:
                 raise
             _send(events, {"event": "step", "stage": error.stage, "message": error.message})
             result = _jit(request, settings, built, phase)

@@ -9,7 +9,7 @@ from torch import nn
 from app.compiler.export import export
 from app.compiler.indices import ranges, try_largest
 from app.config import DimConfig
-from app.errors import ExportError, IndexingError
+from app.errors import ExportError, TrapError
 from app.workloads import Workload
 from app.workloads.inputs import TensorInput
 
@@ -146,9 +146,7 @@ def test_a_table_that_ends_before_a_dimension_does_is_found(largest, forward):
     program = export(workload, model).program
     del asked[:]
     if largest == 10 and forward != "none":
-        with pytest.raises(
-            IndexingError, match=r"fails at seq=10, .*index out of range.*lower model\.dims\.seq\.max"
-        ):
+        with pytest.raises(TrapError, match=r"fails at seq=10, .*index out of range.*lower model\.dims\.seq\.max"):
             try_largest(program, workload)
     else:
         try_largest(program, workload)
@@ -170,7 +168,7 @@ def test_a_table_that_ends_before_the_batch_does_is_found(largest, rows):
     program = export(workload, model).program
     del asked[:]
     if largest == 5:
-        with pytest.raises(IndexingError, match=r"fails at batch=5, .*lower model\.dims\.batch\.max"):
+        with pytest.raises(TrapError, match=r"fails at batch=5, .*lower model\.dims\.batch\.max"):
             try_largest(program, workload)
     else:
         try_largest(program, workload)

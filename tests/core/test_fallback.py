@@ -24,7 +24,7 @@ NEVER += [errors.DataError, errors.EvaluationError]
 
 def test_every_error_is_in_one_of_the_lists():
     kinds = {item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, AppError)}
-    special = {errors.EagerAskedError, errors.IndexingError}  # the latter is an ExportError, of the same stage
+    special = {errors.EagerAskedError, errors.TrapError}  # the latter is an ExportError, of the same stage
     assert kinds == {*SERVED, *NEVER, *special, AppError}
 
 
