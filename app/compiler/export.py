@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import ConstantArgument
+from torch.export.graph_signature import ConstantArgument, SymBoolArgument, SymFloatArgument, SymIntArgument
 from torch.utils import _pytree as pytree
 
 from ..config import BATCH
@@ -156,6 +156,10 @@ def _spec(workload: Workload, program: ExportedProgram) -> CallSpec:
     constants = {
         str(position): leaf.value for position, leaf in enumerate(leaves) if isinstance(leaf, ConstantArgument)
     }
+    integers = tuple(position for position, leaf in enumerate(leaves) if isinstance(leaf, SymIntArgument))
+    for position, leaf in enumerate(leaves):
+        if isinstance(leaf, SymFloatArgument | SymBoolArgument):
+            raise ExportError(f"output {position} is a number made of sizes, and no integer: give it as a tensor")
     found = {name: _out_axes(workload, program, name) for name in {*workload.dims, BATCH}}
     try:
         namedtuples = [register_namedtuple(cls) for cls in _namedtuples(out_spec)]
@@ -172,6 +176,7 @@ def _spec(workload: Workload, program: ExportedProgram) -> CallSpec:
         out_namedtuples=tuple(sorted(set(namedtuples))),
         out_dataclasses=tuple(sorted(set(dataclass_names))),
         out_constants=constants,
+        out_integers=integers,
         out_axes={name: axes for name, axes in sorted(found.items()) if not isinstance(axes, str)},
         unpaddable={name: why for name, why in sorted(found.items()) if isinstance(why, str)},
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 # The fields of a CallSpec that say how the leaves of an output are put together.
-STRUCTURE = ("out_spec", "out_modules", "out_namedtuples", "out_dataclasses", "out_constants")
+STRUCTURE = ("out_spec", "out_modules", "out_namedtuples", "out_dataclasses", "out_constants", "out_integers")
 
 # A service runs for months: what it keeps must end.
 MOST_KNOWN = 10_000
@@ -92,6 +92,7 @@ class CallSpec:
         out_namedtuples: Named tuples of the output, `module:class`.
         out_dataclasses: Dataclasses of the output, `module:class`.
         out_constants: Leaves of the output that are no tensors, by position.
+        out_integers: Positions of leaves that are integers, such as `x.shape[0]`; the program gives them as tensors.
         out_axes: For each named dimension its axis in each leaf of the output; None where a leaf hasn't it.
         unpaddable: Dimensions that can't be told apart in the inputs or outputs, so that calls run as they are, and
             why.
@@ -105,6 +106,7 @@ class CallSpec:
     out_namedtuples: tuple[str, ...] = ()
     out_dataclasses: tuple[str, ...] = ()
     out_constants: Mapping[str, Any] = field(default_factory=dict)
+    out_integers: tuple[int, ...] = ()
     out_axes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     unpaddable: Mapping[str, str] = field(default_factory=dict)
 
@@ -124,6 +126,7 @@ class CallSpec:
             out_namedtuples=tuple(data["out_namedtuples"]),
             out_dataclasses=tuple(data.get("out_dataclasses", ())),
             out_constants=data["out_constants"],
+            out_integers=tuple(data.get("out_integers", ())),
             out_axes={name: tuple(axes) for name, axes in data["out_axes"].items()},
             unpaddable=data["unpaddable"],
         )
@@ -288,4 +291,6 @@ class Boundary(ABC):
         leaves = list(outputs)
         for position, value in self._constants.items():
             leaves[position] = value
+        for position in self.spec.out_integers:
+            leaves[position] = int(leaves[position])
         return leaves

@@ -52,7 +52,7 @@ class TensorBoundary(Boundary):
         ]
         self._guards: list[Any] = []
         self._out_spec = load_treespec(spec)
-        self._is_leaf = self._out_spec.is_leaf() and not self._constants
+        self._is_leaf = self._out_spec.is_leaf() and not self._constants and not spec.out_integers
 
     def check(self, values: Sequence[Any]) -> list[torch.Tensor]:
         """The inputs as the program was compiled for; strides are copied, anything else that differs is refused.

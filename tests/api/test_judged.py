@@ -23,6 +23,7 @@ class Answer:
     scores: torch.Tensor
     pair: Pair
     label: str = "none"
+    rows: int = 0
     missing: torch.Tensor | None = None
 
 
@@ -66,7 +67,7 @@ class Scaled(Base):
 class Structured(Base):
     def forward(self, x):
         y = self.layer(x)
-        return Answer(y, Pair(y + 1, {"deep": [y * 2]}), "named")
+        return Answer(y, Pair(y + 1, {"deep": [y * 2]}), "named", x.shape[0])
 
 
 def collecting():
@@ -130,6 +131,7 @@ def test_outputs_come_back_in_the_callers_own_classes(assert_same):
         with torch.no_grad():
             found, expected = model(X), module(X)
         assert (type(found), type(found.pair), found.label, found.missing) == (Answer, Pair, "named", None)
+        assert (type(found.rows), found.rows) == (int, 3)
         assert_same(found.scores, expected.scores)
         assert_same(found.pair, expected.pair)
     assert model.info["cache"]["outcome"] == "direct-hit"
