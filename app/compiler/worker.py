@@ -312,10 +312,14 @@ def _judge(
 ) -> list[dict[str, Any]]:
     """Compare over the range that was compiled; raises VerifyError where nothing of it may be served."""
     from .. import extent, verdict
+    from ..config import OPENVINO
+    from ..workloads.kinds import NOT_FINITE
 
     dims, example = content["spec"]["dims"], content["example"]
     wanted = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, dims, example)
     floor, kinds = settings.precision.floor, workload.kinds(example)
+    if settings.mode.engine == OPENVINO:
+        kinds = [kind for kind in kinds if kind not in NOT_FINITE]
     cases = extent.compare(
         judge, model, wanted, dims=dims, example=example, kinds=kinds, verify=settings.verify, floor=floor
     )
