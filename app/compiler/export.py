@@ -24,6 +24,7 @@ from ..runtime.spec import CallSpec, InputSpec
 from ..runtime.tensors import register_classes, register_dataclass, register_namedtuple
 from ..workloads import Workload
 from . import indices
+from .remedies import told
 from .traps import refuse_division
 
 
@@ -104,13 +105,7 @@ def _trace(workload: Workload, module: nn.Module) -> ExportedProgram:
         return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # export runs the user's code and raises whatever that raises
         traceback.print_exc()  # standard error is a log here, and has all of it
-        raise ExportError(_cause(error)) from error
-
-
-def _cause(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    text = " ".join(lines[:3]) if lines else type(error).__name__
-    return f"{type(error).__name__}: {text}"[:500]
+        raise ExportError(told(error, module)) from error
 
 
 def _refuse_state(program: ExportedProgram) -> None:
@@ -120,7 +115,8 @@ def _refuse_state(program: ExportedProgram) -> None:
     changed |= _written(program)
     if changed:
         raise ExportError(
-            f"the model changes {', '.join(sorted(changed))} while it runs; its state can't live in an artifact"
+            f"the model changes {', '.join(sorted(changed))} while it runs; its state can't live in an artifact: "
+            "return it as an output, and give it back as an input"
         )
 
 
