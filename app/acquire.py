@@ -286,6 +286,12 @@ def _compile(
 
     with store.staging() as staging, phases("worker"):
         made = _worker(context, store, request, staging, on_object)
+        if made.unrecorded is not None and not context.settings.model.depends_on:
+            context.uncertain = made.unrecorded
+            context.warn(
+                f"{made.unrecorded}, which can't be recorded, so each process exports it to find it again; "
+                "name the files that decide the answer: model.depends_on=[...]"
+            )
         if context.has_module:
             phases.switch("verify")
             made = _judged_by_module(context, store, made)

@@ -14,12 +14,14 @@ import importlib.util
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, wraps
 from pathlib import Path
+from types import FrameType, MappingProxyType
 from typing import Any
+from unittest.mock import patch
 
 from .config import Settings
 from .environment import VENDORED, import_path
@@ -36,11 +38,13 @@ class Dependency:
             of the model config that names a file or folder), or, for what was looked for and is not there,
             `no-module` (a dotted name) and `no-file` (a path). `covered` are the top-level modules that the
             toolchain's factors stand for, unless others shadow them; `anchor` is a place that absolute paths may
-            be made from. The rest only saves time: `folder` is one that modules lie in, `path` are all places that
-            they are imported from, and while their own stat tuples stay, nothing that shadows a module was added
-            there; `root` is where a top-level module lies, `<index in path>/<name>`.
+            be made from; `listing` is a folder whose names were read, and `variable` one of the environment. The rest
+            only saves time: `folder` is one that modules lie in, `path` are all places that they are imported from,
+            and while their own stat tuples stay, nothing that shadows a module was added there; `root` is where a
+            top-level module lies, `<index in path>/<name>`.
         where: The place, in the terms of its kind.
-        sha256: Digest of the content, of an anchor's path; empty for a folder and what is not there or is covered.
+        sha256: Digest of the content, of an anchor's path, of names or a value; empty for a folder and what is not
+            there or is covered.
         stat: Device, inode, size, mtime and ctime in ns; empty where the file was too young to trust them.
     """
 
@@ -127,17 +131,22 @@ def retaken(recorded: Iterable[list[Any]], named: dict[str, Path]) -> list[list[
 
 
 def _surroundings_changed(kind: str, where: str, sha256: str, importable: _Importable) -> str | None:
+    said: str | None = None
     match kind:
         case "no-module" if _is_module(where, importable):
-            return f"{where} is there now"
+            said = f"{where} is there now"
         case "no-file" if Path(where).exists():
-            return f"{where} is there now"
+            said = f"{where} is there now"
         case "covered" if shadowed := importable.early & set(where.split()):
             foreign = [top for top in sorted(shadowed) if not _is_covered(top, importable)]
-            return f"{foreign[0]} is shadowed by a module of its name" if foreign else None
+            said = f"{foreign[0]} is shadowed by a module of its name" if foreign else None
+        case "listing" if sha256 != _listed(where):
+            said = f"{where} holds other files"
+        case "variable" if sha256 != _value(where):
+            said = f"the environment variable {where} changed"
         case "anchor" if sha256 != _anchored(where, importable):
-            return f"{where} is another place now"
-    return None
+            said = f"{where} is another place now"
+    return said
 
 
 def _is_untouched(where: str, stat: Stat, importable: _Importable) -> bool:
@@ -295,6 +304,21 @@ def _is_covered(top: str, importable: _Importable) -> bool:
     return top not in importable.early or all(map(_covered, importable.roots(top)))
 
 
+def _listed(place: str) -> str:
+    """The digest of the names in a folder; empty where there is none."""
+    try:
+        names = sorted(name for name in os.listdir(place) if name != "__pycache__")  # noqa: PTH208 - as above
+    except OSError:
+        return ""
+    return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()
+
+
+def _value(name: str, otherwise: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The digest of a variable's value, which may be a secret; empty where it isn't set."""
+    value = os.environ.get(name, otherwise.get(name))
+    return hashlib.sha256(value.encode(errors="surrogateescape")).hexdigest() if value is not None else ""
+
+
 def _anchored(name: str, importable: _Importable) -> str:
     """The digest of a place: where packages are installed, the working directory, a variable's, or a module's."""
     if name == _INSTALLED:
@@ -311,6 +335,9 @@ def _anchored(name: str, importable: _Importable) -> str:
 class Recorder:
     """What building a model read: every module loaded, every file opened, and what it looked for in vain.
 
+    Of the user's own code also the folders that it lists and the variables that it asks for, and that it asks another
+    program or machine, whose answer can't be recorded. Installed packages do so for reasons of their own.
+
     Modules of the standard library and of torch are covered by the toolchain's factors: only that they are the ones
     found is recorded. The places that absolute paths may be made from are recorded with such a path: the copy of a
     project, or another user, has files of its own there.
@@ -319,9 +346,13 @@ class Recorder:
     _active: Recorder | None = None
     _hooked = False
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._opened: set[str] = set()
         self._searched: set[str] = set()
+        self._listed: set[str] = set()
+        self._asked: set[str] = set()
+        self._environment = environment or {}
+        self.unrecorded: str | None = None
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -329,12 +360,24 @@ class Recorder:
         if not Recorder._hooked:
             sys.addaudithook(_on_audit)
             _hook_safetensors()
+            _hook_torch()
             Recorder._hooked = True
         Recorder._active = self
         try:
-            yield
+            with patch.object(type(os.environ), "__getitem__", _variable):
+                yield
         finally:
             Recorder._active = None
+
+    def asked(self, name: str) -> str | None:
+        """Note a variable, and give the one of the process that asked, where this one lacks it."""
+        self._asked.add(name)
+        return self._environment.get(name)
+
+    def listed(self, place: object) -> None:
+        """Note a folder whose names were read."""
+        if place is None or isinstance(place, bytes | str | os.PathLike):
+            self._listed.add(os.fsdecode(place) if place is not None else ".")
 
     def opened(self, path: object) -> None:
         """Note a file that was opened for reading."""
@@ -365,8 +408,16 @@ class Recorder:
         for path, (kind, where) in list(found.items()):
             if kind == "module" and "/" in where:
                 found.setdefault(path.parent, ("folder", where.rpartition("/")[0]))
+        surroundings = [
+            Dependency("listing", place, _listed(place))
+            for place in sorted(self._listed)
+            if not _covered(Path(place).resolve()) and not _is_installed(Path(place).resolve())
+        ]
+        surroundings += [
+            Dependency("variable", name, _value(name, self._environment)) for name in sorted(self._asked)
+        ]
         files = [take(kind, where, path) for path, (kind, where) in found.items()]
-        paths = [Path(item.where) for item in [*files, *absent] if item.kind in {"file", "no-file"}]
+        paths = [Path(item.where) for item in [*files, *absent, *surroundings] if item.kind in _WITH_PATHS]
         installed = {_is_installed(path) for path in paths if path.is_absolute()}
         places = ([_INSTALLED] if True in installed else []) + ([".", *_PLACES, *tops] if False in installed else [])
         anchors = [Dependency("anchor", name, _anchored(name, importable)) for name in places]
@@ -376,7 +427,7 @@ class Recorder:
             for top in {item.where.partition("/")[0] for item in files if item.kind == "module"}
         )
         shortcuts = [_path(), *filter(None, roots)]
-        return [*files, *absent, *anchors, Dependency("covered", " ".join(covered), ""), *shortcuts]
+        return [*files, *absent, *surroundings, *anchors, Dependency("covered", " ".join(covered), ""), *shortcuts]
 
 
 def _root(top: str, importable: _Importable) -> Dependency | None:
@@ -428,7 +479,9 @@ _STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 _SITE = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]  # lies inside of it, often
 # As sys.path spells them, and resolved.
 _LAST = tuple({str(_STDLIB), *map(str, _SITE), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))})
-_SURROUNDINGS = frozenset(("no-module", "no-file", "covered", "anchor"))  # what is no file
+# what is no file
+_SURROUNDINGS = frozenset(("no-module", "no-file", "covered", "anchor", "listing", "variable"))
+_WITH_PATHS = frozenset(("file", "no-file", "listing"))
 _SHORTCUTS = frozenset(("folder", "path", "root"))  # what matters there was recorded file by file
 _INSTALLED = "site-packages"
 # Variables that reach the compile worker and say where a user's files are.
@@ -438,6 +491,16 @@ _ZIPPED = _STDLIB.parent / f"python{sys.version_info.major}{sys.version_info.min
 _TOOLCHAIN = ("torch", "torchgen", "numpy", "tqdm", "typing_extensions", "_distutils_hack")
 _PLACES_COVERED = (*(root for top in _TOOLCHAIN for root in _roots(top)), _ZIPPED)
 _COVERED = (*(f"{place}/" for place in _PLACES_COVERED), "/proc/", "/sys/", "/dev/")
+
+
+_ENVIRONMENT = type(os.environ).__getitem__
+_LISTING = frozenset(("os.listdir", "os.scandir"))
+_UNRECORDED = {
+    "subprocess.Popen": "runs another program",
+    "os.system": "runs another program",
+    "os.posix_spawn": "runs another program",
+    "socket.connect": "asks another machine",
+}
 
 
 def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -450,6 +513,50 @@ def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:
         path, mode, flags = arguments
         if (isinstance(mode, str) and "r" in mode) or (mode is None and not flags & (os.O_WRONLY | os.O_RDWR)):
             recorder.opened(path)
+    elif event in _LISTING:
+        if not _caller().f_code.co_filename.startswith("<frozen") and _is_users():
+            recorder.listed(arguments[0])
+    elif event == "sqlite3.connect":
+        recorder.opened(arguments[0])
+    elif event in _UNRECORDED and recorder.unrecorded is None and _is_users():
+        recorder.unrecorded = f"building the model {_UNRECORDED[event]}"
+
+
+def _variable(environment: Any, name: str) -> str:
+    """What `os.environ[name]` gives while a model is built."""
+    recorder = Recorder._active  # noqa: SLF001 - this module's own
+    given = recorder.asked(name) if recorder is not None and _is_users() else None
+    try:
+        return _ENVIRONMENT(environment, name)
+    except KeyError:
+        if given is None:
+            raise
+        return given
+
+
+def _caller() -> FrameType:
+    return sys._getframe(2)  # noqa: SLF001 - public by its documentation
+
+
+def _is_users() -> bool:
+    """Whether the user's own code asks: the nearest that is neither of the standard library nor of this package."""
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - as above
+    while frame is not None:
+        if (found := _owner(frame.f_code.co_filename)) is not None:
+            return found
+        frame = frame.f_back
+    return False
+
+
+@cache
+def _owner(filename: str) -> bool | None:
+    """True of the user's code, False of an installed package; None of what is asked on behalf of others."""
+    if filename.startswith("<frozen"):
+        return None
+    path = Path(filename).resolve()
+    if _is_installed(path) or f"{path}".startswith(_COVERED):
+        return False
+    return None if path.is_relative_to(Path(__file__).parent) or path.is_relative_to(_STDLIB) else True
 
 
 def _hook_safetensors() -> None:
@@ -464,3 +571,20 @@ def _hook_safetensors() -> None:
         return original(filename, *args, **kwargs)
 
     setattr(safetensors, "safe_open", safe_open)  # noqa: B010 - assigning it is what mypy refuses
+
+
+def _hook_torch() -> None:
+    """So does torch with a scripted module, and with a file of numbers."""
+    import torch
+
+    def noted(original: Any) -> Any:
+        @wraps(original)
+        def call(file: Any, *args: Any, **kwargs: Any) -> Any:
+            if (recorder := Recorder._active) is not None:  # noqa: SLF001 - this module's own
+                recorder.opened(file)
+            return original(file, *args, **kwargs)
+
+        return call
+
+    setattr(torch.jit, "load", noted(torch.jit.load))  # noqa: B010 - as above
+    setattr(torch, "from_file", noted(torch.from_file))  # noqa: B010 - as above

@@ -71,6 +71,7 @@ class Compiled:
         factors: What the digest was made of.
         content: The manifest's content.
         dependencies: The files the model was built from.
+        unrecorded: What it was built from besides, in words, which nobody can look at again.
         cases: The verification's figures.
         weights: The digest of external weights, or None.
         provenance: The compiler that was used.
@@ -83,6 +84,7 @@ class Compiled:
     factors: Mapping[str, Any]
     content: Mapping[str, Any]
     dependencies: list[list[Any]]
+    unrecorded: str | None
     cases: list[dict[str, Any]]
     weights: str | None
     provenance: Mapping[str, Any]
@@ -138,6 +140,7 @@ def compile_in_worker(
         "debug": settings.debug,
         "only_export": only_export,
         "jit": list(jit),
+        "environment": dict(os.environ),  # for the user's code alone: see dependencies.Recorder
     }
     allowed = (*ALLOWED_ENVIRONMENT, *settings.model.environment)
     environment = {name: os.environ[name] for name in allowed if name in os.environ}

@@ -75,11 +75,13 @@ class Built:
         workload: The model as eager runs it.
         module: The same in the precision that was asked for.
         dependencies: What building the model read.
+        unrecorded: What it read and can't be recorded, in words.
     """
 
     workload: Workload
     module: nn.Module
     dependencies: list[list[Any]]
+    unrecorded: str | None
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,13 @@ class Prepared(Built):
     weights: str
 
 
-def build_model(settings: Settings, device: str, on_phase: Callable[[str], None] = lambda _: None) -> Built:
-    """Build, and note what that reads.
+def build_model(
+    settings: Settings,
+    device: str,
+    on_phase: Callable[[str], None] = lambda _: None,
+    environment: Mapping[str, str] | None = None,
+) -> Built:
+    """Build, and note what that reads; the user's code finds the variables of `environment`, besides this process's.
 
     Raises:
         AppError: the model doesn't build.
@@ -109,11 +116,11 @@ def build_model(settings: Settings, device: str, on_phase: Callable[[str], None]
 
     apply_numerics(settings)
     on_phase("build")
-    recorder = Recorder()
+    recorder = Recorder(environment)
     with recorder.recording():
         workload = build(settings, device)
     dependencies = [item.to_json() for item in recorder.dependencies(settings)]
-    return Built(workload, workload.at(settings.precision.name), dependencies)
+    return Built(workload, workload.at(settings.precision.name), dependencies, recorder.unrecorded)
 
 
 def prepare(
@@ -150,7 +157,9 @@ def prepare(
     key = object_key(
         Key(factors), graph=exported.graph(), weights=content if frozen else lower.weights_meta(exported)
     )
-    return Prepared(built.workload, built.module, built.dependencies, exported, key, content["sha256"])
+    return Prepared(
+        built.workload, built.module, built.dependencies, built.unrecorded, exported, key, content["sha256"]
+    )
 
 
 def _work(request: Mapping[str, Any], events: TextIO, answers: SimpleQueue[str]) -> dict[str, Any]:
@@ -166,7 +175,7 @@ def _work(request: Mapping[str, Any], events: TextIO, answers: SimpleQueue[str])
     from ..config import Settings
 
     settings = Settings.from_json(request["settings"])
-    built = build_model(settings, request["device"], phase)
+    built = build_model(settings, request["device"], phase, request["environment"])
     try:
         try:
             return _compile(request, settings, built, phase, lock)
@@ -179,7 +188,7 @@ def _work(request: Mapping[str, Any], events: TextIO, answers: SimpleQueue[str])
             result["content"]["reason"] = {"stage": error.stage, "message": error.message}
             return result
     except AppError as error:
-        if not _is_the_machines(error):
+        if not _is_the_machines(error) and built.unrecorded is None:
             error.dependencies = built.dependencies
         raise
 
@@ -227,6 +236,7 @@ def _compile(
         "factors": made.object.factors,
         "weights": None if frozen else made.weights,
         "dependencies": made.dependencies,
+        "unrecorded": made.unrecorded,
         "provenance": {},
         "cases": [],
     }
@@ -301,6 +311,7 @@ def _jit(
         "factors": key.factors,
         "weights": None,
         "dependencies": built.dependencies,
+        "unrecorded": built.unrecorded,
         "provenance": provenance,
         "cases": cases,
         "content": content,
