@@ -522,12 +522,12 @@ def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:
         recorder.unrecorded = f"building the model {_UNRECORDED[event]}"
 
 
-def _variable(environment: Any, name: str) -> str:
+def _variable(environment: Any, name: str | bytes) -> Any:
     """What `os.environ[name]` gives while a model is built."""
     recorder = Recorder._active  # noqa: SLF001 - this module's own
-    given = recorder.asked(name) if recorder is not None and _is_users() else None
+    given = recorder.asked(name) if recorder is not None and isinstance(name, str) and _is_users() else None
     try:
-        return _ENVIRONMENT(environment, name)
+        return _ENVIRONMENT(environment, name)  # type: ignore[arg-type] # the same class holds bytes
     except KeyError:
         if given is None:
             raise
