@@ -145,8 +145,14 @@ def _request(context: Context) -> Key:
     return request_key(context.settings, context.device)
 
 
-def load(context: Context, found: Found) -> CompiledModel | JitModel:
+def load(context: Context, found: Found, *, comparing: bool | None = None) -> CompiledModel | JitModel:
     """Load an artifact into this process.
+
+    Args:
+        context: The run.
+        found: The artifact.
+        comparing: Whether calls of sizes that nobody has compared may be compared with eager here; None where the
+            module is this process's own.
 
     Raises:
         LoadError: it doesn't load here.
@@ -154,7 +160,8 @@ def load(context: Context, found: Found) -> CompiledModel | JitModel:
     context.import_torch()
     model = _load_jit(context, found) if found.artifact.manifest.holds_pickles else _load_compiled(context, found)
     if found.extent is not None:
-        compare = Comparison(context, found, model) if context.has_module else None
+        comparing = context.has_module if comparing is None else comparing
+        compare = Comparison(context, found, model) if comparing else None
         model.boundary.beyond = Beyond(context.settings.verify.beyond, context.warn, compare)
     return model
 

@@ -88,7 +88,7 @@ def ready(context: Context, store: Store, found: Found, *, measuring: bool = Tru
         LoadError: it doesn't load in this process.
         VerifyError: the output is wrong; the artifact is quarantined.
     """
-    model = load(context, found)
+    model = load(context, found, comparing=True)  # eager is here anyway
     judge = context.judge
     with context.phases("verify"):
         sizes = context.workload.sizes()

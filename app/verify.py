@@ -41,19 +41,26 @@ class Judge:
         self._workload = workload
         self._eager = eager
         self._exact: nn.Module | None = _in_float64(workload)
+        self._asked_twice = False
 
     def case(self, compiled: Callable[..., Any], draw: Draw) -> Case:
         """Run compiled, eager and float64 on the same inputs, and measure.
 
-        What the module itself raises drops the draw; compiled code isn't run on what it refuses.
+        What the module itself raises drops the draw; compiled code isn't run on what it refuses. The first case, and
+        those of other seeds than the first, call eager twice, to see whether it keeps a state.
         """
-        args, kwargs = self._workload.call_of(draw)
+        try:
+            args, kwargs = self._workload.any_call(draw)
+        except Exception as error:  # noqa: BLE001 - the user's make_inputs, asked for sizes that it may not have
+            return _dropped(draw, f"there are no inputs of these sizes: {first_line(error)}")
         watched = performance_monitor.monitor("inference/verify")
         module = watched(self._eager)
         with torch.inference_mode():
             random = _random_state(self._workload.device)
             try:
-                eager, again = module(*args, **kwargs), module(*args, **kwargs)
+                eager = module(*args, **kwargs)
+                again = module(*args, **kwargs) if draw.seed or not self._asked_twice else eager
+                self._asked_twice = True
             except Exception as error:  # noqa: BLE001 - the user's module, on inputs that nobody promised it
                 return _dropped(draw, f"the module itself raises {first_line(error)}")
             drew = not torch.equal(random, _random_state(self._workload.device)) and self._draws(args, kwargs)
@@ -88,7 +95,7 @@ class Judge:
 
     def bytes(self, draw: Draw) -> int:
         """Roughly the memory that a call of eager takes, in bytes: that of all the places its tensors lie in."""
-        args, kwargs = self._workload.call_of(draw)
+        args, kwargs = self._workload.any_call(draw)
         with torch.inference_mode(), _Places() as places:
             self._eager(*args, **kwargs)
         return sum(places.sizes.values())

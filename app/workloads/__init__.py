@@ -6,7 +6,7 @@ import copy
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,22 @@ class Workload:
         on_device = {name: value.to(self.device) for name, value in values.items()}
         positional = tuple(on_device[spec.name] for spec in self.inputs if not spec.keyword)
         return positional, {spec.name: on_device[spec.name] for spec in self.inputs if spec.keyword}
+
+    def any_call(self, asked: Draw) -> Call:
+        """The same at sizes that `make_inputs` may not have: a tokenizer gives no sentence of one token.
+
+        Then values are drawn from the inputs' ranges.
+
+        Raises:
+            Exception: that of `make_inputs`, at the example's sizes, or where an input of integers has no range.
+        """
+        try:
+            return self.call_of(asked)
+        except Exception:
+            known = all(spec.low is not None or not spec.holds_integers for spec in self.inputs)
+            if self.make_inputs is None or dict(asked.sizes) == self.sizes() or not known:
+                raise
+            return replace(self, make_inputs=None).call_of(asked)
 
     def kinds(self, sizes: Mapping[str, int]) -> list[str]:
         """The kinds of values that the inputs can have besides random ones."""
