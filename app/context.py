@@ -40,6 +40,7 @@ class _Eager:
         import torch
         from torch.utils import _pytree as pytree
 
+        self._context.eager_runs()
         asked = torch.is_grad_enabled() and any(
             isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves((args, kwargs))
         )
@@ -55,8 +56,14 @@ class _Eager:
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the weights."""
-        self._module().load_state_dict(state)
+        """Take a copy of the weights: those so far may be the memory of a module that the caller goes on using."""
+        module = self._module()
+        own = module.state_dict()
+        module.load_state_dict(
+            {name: value.detach().to(own[name], copy=True) for name, value in state.items()}, assign=True
+        )
+        module.requires_grad_(requires_grad=False)
+        self._context.weights_exchanged()
 
     def _module(self) -> nn.Module:
         from .workloads import unwrapped
@@ -96,6 +103,12 @@ class Context:
     def changed(self, model: Callable[..., Any]) -> str | None:  # noqa: ARG002 - of use for a live module only
         """Why what was found isn't of this model after all."""
         return None
+
+    def eager_runs(self) -> None:
+        """Called before eager answers a call."""
+
+    def weights_exchanged(self) -> None:
+        """Called after eager has got other weights."""
 
     def beside(self, settings: Settings, folder: Path, record: Record) -> Context:
         """Another run on the same model, which is built now unless it was."""

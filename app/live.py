@@ -269,11 +269,39 @@ class LiveContext(Context):
         self._examples = examples_of.Examples(given.tensors, inputs)
         # an attribute of the instance takes the place of the cached property
         self.__dict__["workload"] = Workload(private_copy(module), inputs, given.dims, self.device, self._examples)
+        self._versions: int | None = self._counted()
+
+    def weights_exchanged(self) -> None:
+        """Take note of the new ones."""
+        self._versions = self._counted()
+
+    def eager_runs(self) -> None:
+        """Say once that eager answers by weights which were changed in place, and compiled code by those before."""
+        if self._versions is not None and self._counted() != self._versions:
+            self._versions = None
+            self.warn(
+                "the module's weights were changed in place after it was compiled: eager answers by the new ones, "
+                "compiled code by those before; compile the module again"
+            )
+
+    def _counted(self) -> int:
+        """How often the parameters were written; they share torch's count with the module's own."""
+        return sum(each._version for each in self.workload.module.parameters() if not each.is_inference())  # noqa: SLF001 - documented
 
     @property
     def has_module(self) -> bool:
         """Yes: it is judged here."""
         return True
+
+    def check_examples(self) -> None:
+        """Raise ConfigError for example inputs that the module itself rejects; it is called once."""
+        args, kwargs = self.workload.call()
+        try:
+            with torch.no_grad():
+                self.workload.module(*args, **kwargs)
+        except Exception as error:
+            given = ", ".join(f"{item.name}: {item}" for item in self.workload.inputs)
+            raise ConfigError(f"the module rejects its example inputs ({given}): {first_line(error)}") from error
 
     @cached_property
     def _cast(self) -> nn.Module:
@@ -318,12 +346,14 @@ class LiveContext(Context):
         """Export the module into `staging`; settings that build it from there.
 
         Raises:
+            ConfigError: the module rejects its example inputs.
             ExportError: torch can't export it, or can't save what it exported.
             VerifyError: its calls do more than answer.
         """
         from .compiler.export import export  # it imports torch.export, which a hit does without
 
         self.import_torch()
+        self.check_examples()
         workload, model = self.workload, self.settings.model
         with self.phases("export"), _printed_into(self.folder / COMPILE_LOG):
             exported = export(workload, workload.module)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import app
-from app.errors import VerifyError
+from app.errors import ConfigError, VerifyError
 
 SCALE = {"by": 2.0}
 FOUND = []
@@ -202,6 +202,20 @@ def test_eager_is_the_module_as_it_was_compiled():
     assert torch.allclose(model(many), expected, atol=1e-5)  # beyond what was compiled, so eager answers
     assert model.stats()["calls"] == {"eager": 1}
     assert torch.equal(module[1].running_mean, mean)
+    assert not model.info["warnings"]
+    with torch.no_grad():
+        module[0].weight.zero_()
+    for _ in range(2):
+        model(many)
+    (warning,) = model.info["warnings"]
+    assert "weights were changed in place after it was compiled" in warning
+
+
+def test_an_example_that_the_module_rejects_is_a_mistake_of_the_caller():
+    with pytest.raises(
+        ConfigError, match=r"rejects its example inputs \(input: float32 \[batch, 7\]\): RuntimeError: .*7"
+    ):
+        app.compile_model(nn.Sequential(nn.Linear(4, 4)).eval(), torch.randn(3, 7))
 
 
 def test_an_input_that_requires_grad_gets_its_gradient_from_eager():
