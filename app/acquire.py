@@ -14,8 +14,17 @@ from . import background, capturing, dependencies, failures, lookup, names
 from .beyond import Beyond, Comparison
 from .config import OPENVINO, Settings
 from .context import COMPILE_LOG, Context
-from .errors import AppError, CompileError, EagerAskedError, ExportError, MissError, StoreError, VerifyError
-from .fallback import COMPILED, jit_stages, step_to_jit
+from .errors import (
+    AppError,
+    CompileError,
+    EagerAskedError,
+    ExportError,
+    MissError,
+    StoreError,
+    TrapError,
+    VerifyError,
+)
+from .fallback import COMPILED, JIT, jit_stages, step_to_jit
 from .keys import Key, request_key
 from .lookup import Found, NotFound
 from .monitor import performance_monitor
@@ -292,14 +301,17 @@ def _compile(
         tier.fetch_object(digest)
 
     with store.staging() as staging, phases("worker"):
-        made = _worker(context, store, request, staging, on_object)
+        try:
+            made = _worker(context, store, request, staging, on_object)
+        except (ExportError, CompileError) as error:
+            made = _by_torch_compile(context, store, request, staging, error)
         if made.unrecorded is not None and not context.settings.model.depends_on:
             context.uncertain = made.unrecorded
             context.warn(
                 f"{made.unrecorded}, which can't be recorded, so each process exports it to find it again; "
                 "name the files that decide the answer: model.depends_on=[...]"
             )
-        if context.has_module:
+        if context.has_module and made.content.get("engine") != JIT:
             phases.switch("verify")
             made = _judged_by_module(context, store, made)
         phases.switch("publish")
@@ -347,6 +359,39 @@ def _worker(
         if error.stage in stages and not own:
             context.warn("the jit rung keeps pickles, so it needs cache.trust=own: it is not tried")
         raise
+
+
+def _by_torch_compile(context: Context, store: Store, request: Key, staging: Path, error: AppError) -> Compiled:
+    """Answer a failure by torch.compile in this process, where the module is in no other.
+
+    Raises:
+        AppError: the failure itself, where it may not be answered so: the policy, the machine's own failure, pickles
+            that aren't trusted, integers without a range, which could end the process; or that of torch.compile.
+    """
+    policy, settings = context.settings.fallback, context.settings
+    allowed = settings.mode.rung == COMPILED and error.stage in jit_stages(policy) and store.trust.policy == "own"
+    lasting = error.dependencies is not None and not isinstance(error, TrapError)
+    if not (context.has_module and context.uncertain is None and allowed and lasting):
+        raise error
+    if any(item.holds_integers and item.low is None for item in context.workload.inputs):
+        raise error
+    from .compiler.here import compile_here
+
+    try:
+        context.refuse_side_effects()
+        made = compile_here(
+            settings,
+            request.factors,
+            context.workload,
+            staging=staging,
+            on_phase=context.phases.switch,
+            reason={"stage": error.stage, "message": error.message},
+        )
+    except (CompileError, VerifyError) as found:
+        found.dependencies = []
+        raise
+    context.step(step_to_jit(error.stage, error.message, policy))
+    return made
 
 
 def _for_worker(context: Context, staging: Path) -> Settings:

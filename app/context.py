@@ -104,6 +104,9 @@ class Context:
         """Why what was found isn't of this model after all."""
         return None
 
+    def refuse_side_effects(self) -> None:
+        """Raise VerifyError where calls of a live module do more than answer."""
+
     def eager_runs(self) -> None:
         """Called before eager answers a call."""
 

@@ -362,7 +362,7 @@ class LiveContext(Context):
             with suppress(ExportError):  # then it is the program that is cast
                 programs |= {LOWERED: export(lowered, lowered.module)} if lowered else {}
         self.narrow(exported.spec.to_json())
-        self._refuse_side_effects()
+        self.refuse_side_effects()
         ranged = zip(model.inputs, exported.spec.inputs, strict=True)
         inputs = [replace(item, low=spec.low, high=spec.high) for item, spec in ranged]
         try:
@@ -386,7 +386,8 @@ class LiveContext(Context):
         )
         return replace(self.settings, model=live)
 
-    def _refuse_side_effects(self) -> None:
+    def refuse_side_effects(self) -> None:
+        """Raise VerifyError where a call of the module does more than answer, and nobody allows it."""
         if self.settings.verify.side_effects == "allow":
             return
         try:

@@ -184,7 +184,7 @@ def _work(request: Mapping[str, Any], events: TextIO, answers: SimpleQueue[str])
             if error.stage not in request["jit"] or isinstance(error, TrapError) or machines:
                 raise
             _send(events, {"event": "step", "stage": error.stage, "message": error.message})
-            result = _jit(request, settings, built, phase)
+            result = by_jit(settings, request["factors"], Path(request["staging"]), built, phase)
             result["content"]["reason"] = {"stage": error.stage, "message": error.message}
             return result
     except AppError as error:
@@ -280,17 +280,19 @@ def _verify(
     return _judge(settings, made.workload, judge, model, content)
 
 
-def _jit(
-    request: Mapping[str, Any], settings: Settings, built: Built, phase: Callable[[str], None]
+def by_jit(
+    settings: Settings, factors: Mapping[str, Any], staging: Path, built: Built, phase: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Compile by torch.compile. The request's lock is enough: no other request leads to the same object."""
+    """Compile by torch.compile; returns the fields of Compiled.
+
+    The request's lock is enough: no other request leads to the same object.
+    """
     from .. import verdict
     from ..keys import Key
     from ..verify import Judge
     from . import jit, lower
 
     phase("compile")
-    staging = Path(request["staging"])
     for name in (ARTIFACT, WEIGHTS_FOLDER):
         shutil.rmtree(staging / name, ignore_errors=True)  # what a failed lowering left
     (staging / ARTIFACT).mkdir()
@@ -298,12 +300,12 @@ def _jit(
     lower.check_options(settings.inductor_options)
     dims, example = {name: (dim.min, dim.max) for name, dim in built.workload.dims.items()}, built.workload.sizes()
     calls = verdict.plan(settings.graphs.batch_sizes, settings.verify.seeds, dims, example)
-    key = jit.key_of(Key(request["factors"]), built.module, built.dependencies)
+    key = jit.key_of(Key(factors), built.module, built.dependencies)
     model, content = jit.compile_module(settings, built.workload, built.module, calls, staging / ARTIFACT)
     content["example"] = example
     phase("verify")
     cases = _judge(settings, built.workload, Judge(built.workload, built.module), model, content)
-    if jit.key_of(Key(request["factors"]), built.module, built.dependencies) != key:
+    if jit.key_of(Key(factors), built.module, built.dependencies) != key:
         raise VerifyError("the model changes its own state while it runs: loading, which runs it, would too")
     return {
         "outcome": "miss",

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def load(
     spec = CallSpec.from_json(content["spec"])
     options = options_of(inductor, content["cxx"])
     try:
-        with _private_cache(), kernels(source=folder):
+        with private_cache(), kernels(source=folder):
             torch.compiler.load_cache_artifacts((folder / ARTIFACTS).read_bytes())
             model = JitModel(module, spec, device, options, extent)
             for each in content["calls"]:
@@ -170,7 +170,17 @@ def _copied(library: Any, path: Path) -> Any:
 
 
 @contextmanager
-def _private_cache() -> Iterator[None]:
+def fresh_artifacts() -> Iterator[None]:
+    """Let `torch.compiler.save_cache_artifacts` give only what is compiled inside: the process may compile others."""
+    from torch.compiler._cache import CacheArtifactManager
+
+    fresh = getattr(CacheArtifactManager, "with_fresh_cache", nullcontext)
+    with fresh():
+        yield
+
+
+@contextmanager
+def private_cache() -> Iterator[None]:
     """A cache folder of one's own: torch unpickles what it finds in the one that it takes by default, in /tmp."""
     name = "TORCHINDUCTOR_CACHE_DIR"
     before = os.environ.get(name)

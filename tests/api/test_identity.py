@@ -52,6 +52,13 @@ def net():
     return Net().eval()
 
 
+def test_torch_compile_elsewhere_in_the_process_changes_nothing():
+    module = nn.Sequential(nn.Linear(4, 4)).eval()
+    before = digest_of(module)
+    torch.compile(nn.Linear(4, 4), backend="eager")(torch.ones(1, 4))
+    assert digest_of(module) == before
+
+
 def test_equal_modules_have_equal_digests_and_a_call_changes_nothing():
     module = net()
     before = digest_of(module)

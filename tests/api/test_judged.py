@@ -64,6 +64,12 @@ class Scaled(Base):
         return self.layer(x) * SCALE["by"]
 
 
+class Branching(Base):
+    def forward(self, x):
+        y = self.layer(x)
+        return y * 2 if y.sum() > 0 else y - 1
+
+
 class Structured(Base):
     def forward(self, x):
         y = self.layer(x)
@@ -216,6 +222,19 @@ def test_an_example_that_the_module_rejects_is_a_mistake_of_the_caller():
         ConfigError, match=r"rejects its example inputs \(input: float32 \[batch, 7\]\): RuntimeError: .*7"
     ):
         app.compile_model(nn.Sequential(nn.Linear(4, 4)).eval(), torch.randn(3, 7))
+
+
+def test_what_does_not_export_is_compiled_by_torch_compile_and_warm_from_the_store():
+    module = Branching().eval()
+    for outcome in ("miss", "direct-hit"):
+        model = app.compile_model(module, X)
+        assert (model.info["rung"], model.info["cache"]["outcome"]) == ("jit", outcome)
+        (step,) = model.info["fallbacks"]
+        assert (step["from"], step["to"], step["stage"]) == ("compiled", "jit", "export")
+        assert "torch.where" in step["reason"]
+        with torch.no_grad():
+            for x in (X, -X.abs(), X[:1]):
+                assert torch.allclose(model(x), module(x), atol=1e-5)
 
 
 def test_an_input_that_requires_grad_gets_its_gradient_from_eager():
