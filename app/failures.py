@@ -65,7 +65,7 @@ def forget(store: Store, models: Sequence[str]) -> list[dict[str, Any]]:
         store.change_note(
             NOTE, lambda known: {name: each for name, each in _entries(known).items() if name not in gone}
         )
-    return [{"kind": "failures", "digest": name} for name in gone]
+    return [{"kind": "failures", "digest": name, "model": each["model"]} for name, each in gone.items()]
 
 
 def _judged_by(settings: Settings) -> str:

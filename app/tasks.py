@@ -55,14 +55,16 @@ def _opened(context: Context) -> Iterator[Store]:
         yield store
 
 
-def _selected(context: Context, store: Store, kind: str = "objects") -> Iterator[Manifest]:
-    """Manifests that `cache.select` names, all where it names none.
+def _selected(
+    context: Context, store: Store, kind: str = "objects", found: frozenset[str] = frozenset()
+) -> Iterator[Manifest]:
+    """Manifests that `cache.select` names, all where it names none; what was `found` elsewhere need not be here.
 
     Raises:
         ConfigError: a name selects nothing.
     """
     wanted = context.settings.cache.select
-    unused = set(wanted)
+    unused = set(wanted) - found
     for manifest in store.manifests(kind):
         names = [name for name in wanted if _is_called(manifest, name)]
         unused -= set(names)
@@ -130,13 +132,14 @@ def clear(context: Context, store: Store) -> Rows:
 
     What failed before is forgotten with them.
     """
-    rows, forgotten = [], failures.forget(store, context.settings.cache.select)
+    rows = failures.forget(store, context.settings.cache.select)
+    found = frozenset(row["model"] for row in rows)
     for kind in KINDS if not context.settings.cache.select else ("objects",):
-        for manifest in list(_selected(context, store, kind)):
+        for manifest in list(_selected(context, store, kind, found)):
             if not store.pinned(kind, manifest.digest):
                 store.remove(kind, manifest.digest)
                 rows.append({"kind": kind, "digest": manifest.digest})
-    return rows + forgotten
+    return rows
 
 
 def pin(context: Context, store: Store, pinned: bool = True) -> Rows:

@@ -94,7 +94,7 @@ def test_clearing_forgets_those_of_a_model_or_all(store, settings, source):
         replace(settings, model=ModelConfig(name="else", target="shop:Model", inputs=[X])),
         failed(source),
     )
-    assert failures.forget(store, ["shop"]) == [{"kind": "failures", "digest": REQUEST.digest}]
+    assert failures.forget(store, ["shop"]) == [{"kind": "failures", "digest": REQUEST.digest, "model": "shop"}]
     assert failures.find(store, REQUEST, settings, {}) is None
     assert [row["digest"] for row in failures.forget(store, [])] == [other.digest]
     assert failures.forget(store, []) == []
