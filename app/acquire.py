@@ -104,6 +104,8 @@ def _raise_again(context: Context, store: Store, request: Key, named: dict[str, 
     if known is None:
         return
     error, why = known
+    if _may_torch_compile(context, store, error):
+        return
     assert context.record.cache is not None
     context.record.cache = replace(context.record.cache, miss_reasons=[why])
     logger.info("miss: %s", why)
@@ -361,20 +363,29 @@ def _worker(
         raise
 
 
+def _may_torch_compile(context: Context, store: Store, error: AppError) -> bool:
+    """Whether torch.compile may answer a failure in this process, whose module no other has.
+
+    Not the machine's own failure, nor where the store doesn't trust pickles, nor integers without a range, which
+    could end the process.
+    """
+    settings = context.settings
+    asked = context.has_module and not context.only_exported and context.uncertain is None
+    if not asked or error.dependencies is None or isinstance(error, TrapError) or store.trust.policy != "own":
+        return False
+    allowed = settings.mode.rung == COMPILED and error.stage in jit_stages(settings.fallback)
+    return allowed and all(item.low is not None for item in context.workload.inputs if item.holds_integers)
+
+
 def _by_torch_compile(context: Context, store: Store, request: Key, staging: Path, error: AppError) -> Compiled:
-    """Answer a failure by torch.compile in this process, where the module is in no other.
+    """Answer a failure by torch.compile in this process.
 
     Raises:
-        AppError: the failure itself, where it may not be answered so: the policy, the machine's own failure, pickles
-            that aren't trusted, integers without a range, which could end the process; or that of torch.compile.
+        AppError: the failure itself, where it may not be answered so; or that of torch.compile.
     """
-    policy, settings = context.settings.fallback, context.settings
-    allowed = settings.mode.rung == COMPILED and error.stage in jit_stages(policy) and store.trust.policy == "own"
-    lasting = error.dependencies is not None and not isinstance(error, TrapError)
-    if not (context.has_module and context.uncertain is None and allowed and lasting):
+    if not _may_torch_compile(context, store, error):
         raise error
-    if any(item.holds_integers and item.low is None for item in context.workload.inputs):
-        raise error
+    settings = context.settings
     from .compiler.here import compile_here
 
     try:
@@ -390,7 +401,7 @@ def _by_torch_compile(context: Context, store: Store, request: Key, staging: Pat
     except (CompileError, VerifyError) as found:
         found.dependencies = []
         raise
-    context.step(step_to_jit(error.stage, error.message, policy))
+    context.step(step_to_jit(error.stage, error.message, settings.fallback))
     return made
 
 

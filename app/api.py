@@ -302,7 +302,7 @@ def compile_model(
             given=each,
             uncertain=uncertain,
         )
-        for each in ([given, given.static] if dynamic is None and given.dims else [given])
+        for each in ([given, given.static, given] if dynamic is None and given.dims else [given])
     ]
     context, ladder = _first_that_exports(contexts)
     options = {
@@ -314,18 +314,22 @@ def compile_model(
 
 
 def _first_that_exports(contexts: Sequence[Context]) -> tuple[Context, Ladder]:
-    """The first of several ways to compile a module that its export takes; the last serves in any case."""
+    """The first of several ways to compile a module that its export takes.
+
+    The last serves in any case: by torch.compile, or eager.
+    """
     *others, last = contexts
     why = ""
     for context in others:
         try:
-            return context, serving.serve(context, exporting=True)
+            ladder = serving.serve(context, exporting=True)
         except ExportError as error:
-            why = error.message
-    ladder = serving.serve(last)
-    if why and last.record.rung != EAGER:
-        last.warn(f"compiled for the examples' sizes alone: with a batch of any size, {why}")
-    return last, ladder
+            why = why or error.message
+            continue
+        if why and context.record.rung != EAGER:
+            context.warn(f"compiled for the examples' sizes alone: with a batch of any size, {why}")
+        return context, ladder
+    return last, serving.serve(last)
 
 
 def _device_of(module: nn.Module, tensors: Mapping[str, torch.Tensor], asked: str) -> str:

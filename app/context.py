@@ -79,6 +79,7 @@ class Context:
         self.device = resolve_device(settings.device)
         self.cases: list[Case] = []
         self.uncertain: str | None = None  # why the request may stand for more than one model: then it has no entry
+        self.only_exported = False  # torch.compile is not tried: the caller has another way for what doesn't export
         self._torch_is_ready = False
 
     @property

@@ -54,6 +54,7 @@ def find(store: Store, request: Key, settings: Settings, named: dict[str, Path])
     except (AttributeError, TypeError, ValueError):  # a malformed entry says nothing
         return None
     error: AppError = kind(entry["message"])
+    error.dependencies = entry["dependencies"]
     since = ago(time.time() - entry["at"])
     return error, f"it failed before, {since}, at {error.stage}; cache.retry=true tries again"
 

@@ -63,7 +63,7 @@ def serve(context: Context, *, exporting: bool = False) -> Ladder:
         AppError: the policy says `raise`, or there is nothing to fall back to.
     """
     record, settings = context.record, context.settings
-    record.device, record.rung = context.device, EAGER
+    record.device, record.rung, context.only_exported = context.device, EAGER, exporting
     try:
         _choose(context)
         if context.settings.mode.rung == EAGER or context.settings.mode.rung not in settings.fallback.rungs:
