@@ -88,9 +88,9 @@ def test_hit_for_larger_batches_verifies_the_difference_before_it_serves(run_app
     assert cases >= {(batch, seed) for batch in (1, 17, 32) for seed in (0, 1)}
     with Store(store) as opened:  # what was verified is remembered
         noted = opened.noted(f"verified/{record['key']['object']}/frozen")
-    assert {(case["batch"], case["seed"]) for case in noted} >= {(32, 0), (32, 1)}
+    assert {(case["draw"]["sizes"]["batch"], case["draw"]["seed"]) for case in noted} >= {(32, 0), (32, 1)}
     again = run_app(args, env=NO_COMPILER).record
-    assert {(case["batch"], case["seed"]) for case in again["verify"]["cases"]} == cases
+    assert {(case["batch"], case["seed"]) for case in again["verify"]["cases"]} >= cases
 
 
 def test_stricter_tolerances_refuse_a_hit_without_compiling_or_harming_it(run_app, hit_args):
