@@ -45,12 +45,12 @@ def test_an_artifact_that_vanishes_before_it_is_loaded_was_a_miss(context_of, hi
     context = context_of([*hit_args("linear"), f"cache.dir={store}"])
     original, removed = pipeline.load, []
 
-    def load(context, found):
+    def load(context, found, **options):
         if not removed:
             removed.append(found.artifact.digest)
             with Store(store) as other:
                 other.remove("objects", found.artifact.digest)
-        return original(context, found)
+        return original(context, found, **options)
 
     monkeypatch.setattr(pipeline, "load", load)
     pipeline.run(context)
