@@ -57,12 +57,12 @@ GUARDS = {
     "dependency:no-module": "module that was absent-single",
     "dependency:no-file": "file that was absent-override",
     "dependency:covered": "shadowing module-of the standard library",
-    "dependency:anchor": "file of another working directory-other",
 }
 # Factors that say in clear what others hold too: without it alone nothing is answered wrongly, without them all it is.
 TWINS = {
     # a variable is read where a file of the home folder is looked for, and where a listed one decides
     "dependency:variable": (["dependency:anchor"], "file of another home-other"),
+    "dependency:anchor": (["dependency:variable"], "file of another home-other"),
     "request:model.environment": (["dependency:variable"], "listed variable-2"),
     "dependency:listing": (["dependency:setting"], "listed folder-one more"),
     "request:compile.threads": (["request:mode.inductor"], "compiled threads-2"),
