@@ -19,7 +19,7 @@ from .capturing import rung_of
 from .composed import settings_of
 from .config import BATCH, CacheConfig, require
 from .errors import ConfigError, ExportError, InputError
-from .fallback import EAGER
+from .fallback import EAGER, JIT
 from .monitor import performance_monitor
 from .runtime.ladder import InEvalMode
 from .structured import encode
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from .config import Settings
     from .context import Context
+    from .live import Signature
     from .runtime.ladder import Ladder
 
 logger = logging.getLogger(__name__)
@@ -302,7 +304,7 @@ def compile_model(
             given=each,
             uncertain=uncertain,
         )
-        for each in ([given, given.static, given] if dynamic is None and given.dims else [given])
+        for each in _ways(given, settings, any_batch=dynamic is None)
     ]
     context, ladder = _first_that_exports(contexts)
     options = {
@@ -311,6 +313,13 @@ def compile_model(
     }  # fmt: skip
     again = (compile_model, _DEFAULTS.get(), (module, example_inputs, *overrides), options)
     return Model(context, ladder, shadow=shadow, enabled=enabled, again=again)
+
+
+def _ways(given: Signature, settings: Settings, *, any_batch: bool) -> list[Signature]:
+    """How a module is tried: with a batch of any size, of the examples', and at last by torch.compile, with any."""
+    if not (any_batch and given.dims):
+        return [given]
+    return [given, given.static, *([given] if JIT in settings.fallback.rungs else [])]
 
 
 def _first_that_exports(contexts: Sequence[Context]) -> tuple[Context, Ladder]:
