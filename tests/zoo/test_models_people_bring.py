@@ -17,6 +17,7 @@ import app
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The tensor attributes"),
     pytest.mark.skipif(os.environ.get("APP_ZOO") != "full", reason="APP_ZOO=full visits them"),
 ]
 TABLE = Path(__file__).parents[2] / "outputs" / "zoo" / "models.md"
