@@ -87,7 +87,7 @@ class Judge:
         if self._exact is not None:
             try:
                 return watched(_run_float64)(self._exact, args, kwargs), "float64"
-            except Exception:
+            except Exception:  # the user's module may raise anything; the case names its reference
                 logger.debug("float64 can't run what eager ran", exc_info=True)
         if self._eager is not self._workload.module:
             return watched(self._workload.module)(*args, **kwargs), "original"

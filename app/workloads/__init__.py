@@ -85,7 +85,7 @@ class Workload:
         """
         try:
             return self.call_of(asked)
-        except Exception:
+        except Exception:  # the user's make_inputs may raise anything; it goes on where nothing else can be drawn
             known = all(spec.low is not None or not spec.holds_integers for spec in self.inputs)
             if self.make_inputs is None or dict(asked.sizes) == self.sizes() or not known:
                 raise
