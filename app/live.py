@@ -269,6 +269,7 @@ class LiveContext(Context):
         self._examples = examples_of.Examples(given.tensors, inputs)
         # an attribute of the instance takes the place of the cached property
         self.__dict__["workload"] = Workload(private_copy(module), inputs, given.dims, self.device, self._examples)
+        self._untouched = private_copy(module)
         self._versions: int | None = self._counted()
 
     def weights_exchanged(self) -> None:
@@ -394,7 +395,10 @@ class LiveContext(Context):
             effect = self.judge.side_effect()
         except Exception as error:  # the user's module, on draws that are like its examples
             raise VerifyError(f"the module raises on inputs like the examples: {first_line(error)}") from error
-        if effect is not None:
+        if effect is not None:  # eager begins where the caller's module is, not where these calls have taken a copy
+            self.__dict__["workload"] = replace(self.workload, module=self._untouched)
+            for name in ("_cast", "judge", "same_precision"):
+                self.__dict__.pop(name, None)
             raise VerifyError(
                 f"{effect}, which compiled code would not do; verify.side_effects=allow serves it all the same"
             )
